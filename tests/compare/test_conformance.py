@@ -130,7 +130,7 @@ def test_frames_in_use_change_in_every_recording_as_the_kernel_counted() -> None
 
 
 def test_all_records_are_here() -> None:
-    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160 + 6
+    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160 + 6 + 14
 
 
 LOSES_SOFT_DIRTY = {"hand:softdirty-ro-16k"}

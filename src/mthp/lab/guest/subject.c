@@ -31,8 +31,15 @@
 #endif
 #define MAX_CHILDREN 64
 
+/* What Linux 7.3 has and older headers do not: accesses of every kind are tracked.
+ * Kernel: include/uapi/linux/userfaultfd.h. */
+#define MODE_RWP (1ULL << 3)
+#define FEATURE_RWP (1ULL << 17)
+#define IOCTL_RWPROTECT _IOWR(UFFDIO, 0x09, struct uffdio_writeprotect)
+
 static uint64_t base, heap;
 static int uffd = -1;
+static uint64_t uffd_mode;
 static pid_t children[MAX_CHILDREN];
 static int child_count;
 static int sock;
@@ -110,8 +117,9 @@ static long register_uffd(uint64_t first, uint64_t pages, uint64_t mode)
 	struct uffdio_register range = {
 		.range = { .start = (uint64_t)page(first), .len = pages * PAGE }, .mode = mode,
 	};
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = { .api = UFFD_API, .features = mode & MODE_RWP ? FEATURE_RWP : 0 };
 
+	uffd_mode = mode;
 	if (uffd < 0) {
 		uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 		if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
@@ -120,6 +128,7 @@ static long register_uffd(uint64_t first, uint64_t pages, uint64_t mode)
 	return or_errno(ioctl(uffd, UFFDIO_REGISTER, &range));
 }
 
+/* Protect pages against writes, or in a range of that mode against every access: both have one form. */
 static long write_protect(uint64_t first, uint64_t pages, uint64_t on)
 {
 	struct uffdio_writeprotect range = {
@@ -127,7 +136,7 @@ static long write_protect(uint64_t first, uint64_t pages, uint64_t on)
 		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
 	};
 
-	return or_errno(ioctl(uffd, UFFDIO_WRITEPROTECT, &range));
+	return or_errno(ioctl(uffd, uffd_mode & MODE_RWP ? IOCTL_RWPROTECT : UFFDIO_WRITEPROTECT, &range));
 }
 
 /* Registered buffers hold a long-term pin (FOLL_PIN | FOLL_LONGTERM) until the ring is closed. */

@@ -18,11 +18,15 @@ from mthp.lab.program.program import ProgramError
 
 
 class Uffd(Flag):
-    """How a VMA is registered with userfaultfd. Kernel: VM_UFFD_MISSING, VM_UFFD_WP."""
+    """How a VMA is registered with userfaultfd. RWP: Linux 7.3 and later.
+
+    Kernel: include/uapi/linux/userfaultfd.h, UFFDIO_REGISTER_MODE_*.
+    """
 
     NONE = 0
     MISSING = 1
     WP = 2
+    RWP = 8
 
 
 class PageMark(Enum):

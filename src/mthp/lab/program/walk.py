@@ -117,6 +117,8 @@ def _touch(world: Subjects, each: Operation) -> None:
             space.page(page) is PageMark.ABSENT for page in vma_pages(vma, each)
         ):
             raise ProgramError("a missing page waits for userfaultfd for ever")
+        if vma.traits.uffd & Uffd.RWP and not space.wp.isdisjoint(vma_pages(vma, each)):
+            raise ProgramError("an access to a page protected by userfaultfd hangs")
     if any(space.page(page) in OUT_OF_REACH for page in pages):
         raise ProgramError("a guard or a poisoned page kills the process")
     if writes and not space.wp.isdisjoint(pages):
@@ -159,7 +161,8 @@ def _uffd(world: Subjects, each: Operation) -> None:
 
 def _uffd_wp(world: Subjects, each: Operation) -> None:
     space = world.space(each.who)
-    refuse(space, each, lambda vma: not vma.traits.uffd & Uffd.WP, "not registered for that")
+    modes = Uffd.WP | Uffd.RWP
+    refuse(space, each, lambda vma: not vma.traits.uffd & modes, "not registered for that")
     refuse_pinned(space, each)
     pages = range(each.start, each.end)
     if each.numbers[2]:

@@ -74,6 +74,7 @@ class VmFlag(IntFlag):
     MERGEABLE = 1 << 31
     DROPPABLE = 1 << 40
     UFFD_MINOR = 1 << 41
+    UFFD_RWP = 1 << 43
 
 
 @dataclass(frozen=True)

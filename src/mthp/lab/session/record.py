@@ -16,7 +16,7 @@ from mthp.lab.session.observe import ObservedVma, VmFlag
 from mthp.lab.session.session import GuestSession
 from mthp.lab.vm.channel import CommandFailed
 
-_UFFD = VmFlag.UFFD_MISSING | VmFlag.UFFD_WP | VmFlag.UFFD_MINOR
+_UFFD = VmFlag.UFFD_MISSING | VmFlag.UFFD_WP | VmFlag.UFFD_MINOR | VmFlag.UFFD_RWP
 
 
 class NotBuilt(Exception):
