@@ -14,7 +14,7 @@ DRAWN = {"none": "#57606a", "64kB": "#0969da", "2MB": "#bc4c00"}
 LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT = 84, 830, 92, 340, 860, 420
 STYLE = """
 svg{font:14px system-ui,sans-serif}.paper{fill:#fff}text{fill:#1f2328}.big{font-size:19px;font-weight:bold}
-.dim{fill:#59636e}.axis{stroke:#d1d9e0;fill:none}.said{fill:none;stroke-width:3;stroke-opacity:.5}
+.dim{fill:#59636e}.axis{stroke:#d1d9e0;fill:none}.said{fill:none;stroke-width:1.5}
 .real{fill:none;stroke-width:5;stroke-opacity:.3}.ring{fill:none;stroke-width:1.5}
 @media(prefers-color-scheme:dark){.paper{fill:#0d1117}text{fill:#e6edf3}.dim{fill:#9aa4af}.axis{stroke:#353c45}}"""
 
@@ -24,6 +24,7 @@ def picture_of(seen: Seen) -> str:
     lives = {title: life for title, life in seen.predicted.items() if title in DRAWN}
     drawn = [each for title in lives for each in (lives[title], seen.real[title][0])]
     most = max(pages for life in drawn for _, pages in life.curve)
+    most = max(most, *(mark.frames for life in drawn for mark in life.marks))
     top = -(-(most << 12) // (4 << 20)) * (4 << 20)
     title = escape(seen.title)
     kernel = escape(seen.kernel.partition("+")[0])
