@@ -27,6 +27,7 @@ from mthp.worlds.arrays import ImageVma, WorldArrays
 from mthp.worlds.build import arrays_of, build_arrays
 from tests.plan.images import (
     PTRS,
+    always,
     fill,
     made_process,
     random_image,
@@ -216,3 +217,37 @@ def test_a_mapping_may_end_where_addresses_do() -> None:
     arrays = WorldArrays((NodeState(None),), [replace(owner, vmas=(*owner.vmas, last))])
     settings = Settings(enabled=Enabled.ALWAYS)
     assert Planner(arrays, DEFAULT, settings).plan(settings).windows == {9: 1}
+
+
+def test_the_last_collapse_is_in_the_wakeup_that_comes_to_its_table() -> None:
+    """And not later, where tables after it are scanned in vain or others end early; see wakeups.py."""
+    owner = made_process(0, 60)
+    for row in range(60):
+        fill(owner, row, slice(0, PTRS if row < 20 else 40), 4096 + row * PTRS)
+    arrays = WorldArrays((NodeState(None),), [owner])
+    for pages_to_scan, none, wakeups in (
+        (1026, 0, 10),
+        (1026, 511, 30),
+        (3 * 512, 0, 7),
+    ):
+        settings = always(9, max_ptes_none=none, pages_to_scan=pages_to_scan)
+        (plan,) = compare(arrays, [settings], DEFAULT)
+        assert (plan.last_collapse_ms or 0) // settings.scan_sleep_millisecs == wakeups
+        assert engine(arrays, settings, DEFAULT)[2] == plan.last_collapse_ms
+
+
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 9))]
+)
+def test_no_wakeup_is_later_than_is_said(seed: int) -> None:
+    rnd, exact = Random(seed), 0
+    for _ in range(10 if seed == 1 else 300):
+        image = random_image(rnd)
+        settings = [
+            random_settings(rnd).replace(pages_to_scan=rnd.choice((1, 400, 520, 700, 1500)))
+            for _ in range(2)
+        ]
+        for plan, each in zip(compare(image, settings, random_profile(rnd)), settings, strict=True):
+            assert plan.settings == each
+            exact += plan.last_collapse_ms is not None
+    assert exact

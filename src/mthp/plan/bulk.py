@@ -118,8 +118,8 @@ class Answer(NamedTuple):
 
 class Collapsed(NamedTuple):
     """What some runs are collapsed to of one order. windows: how many. need: frames that tables need more
-    than they free. copied: pages. change: of the pages that are mapped, by the order of their folio. added:
-    as Answer's, None if there is nothing.
+    than they free. copied: pages. change: of the pages that are mapped, by the order of their folio. last:
+    the row of the last table of those runs that have any window. added: as Answer's, or None.
     """
 
     order: int
@@ -127,27 +127,31 @@ class Collapsed(NamedTuple):
     need: int
     copied: int
     change: dict[int, int]
+    last: int
     added: Counts | None
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
     """Plain tables, in runs of some that follow each other. starts: where each run begins. present: how many
-    pages each table of a run has, which matters to limits of the PMD order that are neither 0 nor all.
+    pages each table of a run has, which matters to limits of the PMD order that are neither 0 nor all. rows:
+    where each table stands among its process's.
     """
 
     pages: PackedPages
     starts: NDArray[np.intp]
     present: Counts
     geometry: Geometry
+    rows: NDArray[np.intp] | None = field(default=None, kw_only=True)
     answers: dict[Asked, Answer] = field(default_factory=dict, init=False)
     known: dict[tuple[Asked, bytes], Collapsed] = field(default_factory=dict, init=False)
 
     def collapsed(self, which: Bools, limits: Limits) -> Iterator[Collapsed]:
         """What becomes of some of the runs, order by order."""
+        of_which = which.tobytes()
         for asked, runs in self.asked(limits):
-            mine = which & runs
-            key = asked, mine.tobytes()
+            mine = which if runs is self.every else which & runs
+            key = asked, of_which if runs is self.every else mine.tobytes()
             if key not in self.known:
                 answer = self.answer(asked)
                 added = answer.added * mine
@@ -155,7 +159,8 @@ class Tables:
                 change = {order: -pages for order, pages in enumerate(taken) if pages}
                 change[asked.order] = change.get(asked.order, 0) + (windows << asked.order)
                 more = added if np.any(added) else None
-                found = Collapsed(asked.order, windows, need, read + sum(taken), change, more)
+                last = int(self.last_rows.max(initial=-1, where=mine & (answer.sums[0] > 0)))
+                found = Collapsed(asked.order, windows, need, read + sum(taken), change, last, more)
                 self.known[key] = found
             yield self.known[key]
 
@@ -163,7 +168,7 @@ class Tables:
         """What settings ask of tables, and of which runs."""
         pmd, most = self.geometry.pmd_order, self.geometry.ptrs_per_pte - 1
         tried = limits.lower(pmd)
-        below, rest = limits.below, np.ones(len(self.starts), np.bool_)
+        below, rest = limits.below, self.every
         if limits.orders >> pmd & 1:
             as_below = {0: Below.FULL, most: Below.ANY}.get(limits.pmd)
             if as_below and (as_below is below or not tried):
@@ -175,9 +180,9 @@ class Tables:
         for order, above in zip(tried, [*tried[1:], None], strict=False):
             yield Asked(order, above, below), rest
 
-    def undecided(self, limits: Limits) -> Bools:
-        """Of which runs occupancy does not say all under these limits."""
-        return np.zeros(len(self.starts), np.bool_)
+    def undecided(self, limits: Limits) -> Bools | None:
+        """Of which runs occupancy does not say all under these limits; None where of none."""
+        return None
 
     def windows(self, limits: Limits) -> dict[int, Words]:
         """The windows that collapse, of each order."""
@@ -187,9 +192,20 @@ class Tables:
         }
 
     @cached_property
+    def every(self) -> Bools:
+        """Each run."""
+        return np.ones(len(self.starts), np.bool_)
+
+    @cached_property
     def tables(self) -> Counts:
         """How many each run has."""
         return np.diff(self.starts, append=self.pages.in_use.shape[1])
+
+    @cached_property
+    def last_rows(self) -> Counts:
+        """That of the last table of each run."""
+        rows = np.arange(self.pages.in_use.shape[1]) if self.rows is None else self.rows
+        return np.maximum.reduceat(rows, self.starts) if len(rows) else rows
 
     def answer(self, asked: Asked) -> Answer:
         """The answer. The tables are looked at once for each question."""
@@ -322,10 +338,11 @@ class SharedTables(Tables):
         if len(lower) == 1:
             yield Asked(lower[0], None, limits.below), scanned & ~whole
 
-    def undecided(self, limits: Limits) -> Bools:
+    def undecided(self, limits: Limits) -> Bools | None:
         """Those with smaller windows of several orders."""
-        several = len(limits.lower(self.geometry.pmd_order)) > 1
-        return self._scanned(limits) & ~self._whole(limits) & several
+        if len(limits.lower(self.geometry.pmd_order)) < 2:
+            return None
+        return self._scanned(limits) & ~self._whole(limits)
 
     def chosen(self, asked: Asked) -> Words:
         """The windows that answer() is about; below the PMD order without any such page."""

@@ -8,10 +8,10 @@ at the place of one that was refused in its middle.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 
 import numpy as np
@@ -44,6 +44,7 @@ from mthp.plan.packed import Bools, Counts, Tally, pages_of, tally, unpack
 from mthp.plan.records import BulkVerdict, Sizes, Underused
 from mthp.plan.runs import OddTables, Runs, Walk, runs_of, together_of
 from mthp.plan.together import Joint, Sharing, Together
+from mthp.plan.wakeups import Visits, Wakeups
 from mthp.predict.outcome import Request, run_world
 from mthp.predict.passes import Windows
 from mthp.predict.records import PartlyMapped
@@ -64,12 +65,13 @@ _NO_MEMORY = frozenset({ScanResult.ALLOC_HUGE_PAGE_FAIL, ScanResult.CGROUP_CHARG
 class _Sum:
     """What is known so far of an answer, in pages. need: those that have to be free for it at most. counted:
     tables of which occupancy decides. highest: order that is tried. full_scans: after which nothing
-    collapses. alloc_sleep_ms: slept after failed allocations.
+    collapses. alloc_sleep_ms: slept after failed allocations. last: number of a process -> the row of the
+    last counted table with something to collapse, or a later one.
     """
 
-    windows: Counter[int] = field(default_factory=Counter)
-    change: Counter[int] = field(default_factory=Counter)
-    added: Counter[tuple[int, int]] = field(default_factory=Counter)
+    windows: dict[int, int] = field(default_factory=partial(defaultdict, int))
+    change: dict[int, int] = field(default_factory=partial(defaultdict, int))
+    added: dict[tuple[int, int], int] = field(default_factory=partial(defaultdict, int))
     copied: int = 0
     need: int = 0
     counted: int = 0
@@ -77,12 +79,16 @@ class _Sum:
     full_scans: int = 1
     alloc_sleep_ms: int = 0
     failed: bool = False
+    last: dict[int, int] = field(default_factory=dict)
 
     def add(self, other: _Sum) -> None:
         """Add what is known of other tables."""
-        self.windows.update(other.windows)
-        self.change.update(other.change)
-        self.added.update(other.added)
+        for order, nr in other.windows.items():
+            self.windows[order] += nr
+        for order, nr in other.change.items():
+            self.change[order] += nr
+        for where, nr in other.added.items():
+            self.added[where] += nr
         self.copied += other.copied
         self.need += other.need
         self.full_scans = max(self.full_scans, other.full_scans)
@@ -112,11 +118,13 @@ class Planner:
         self.plain: list[list[Runs]] = []
         self.together: list[Runs] = []
         self.odd: list[OddTables] = []
+        self.walks: list[Walk] = []
         for process, tied in zip(self.processes, self.tied, strict=True):
             found = occupancy_of(process, tied, profile, self.geometry, again)
             odd = np.isin(found.kind, (TableKind.ODD, TableKind.TOGETHER))
             self.plain.append(runs_of(found, self.geometry, tally))
             self.together.append(together_of(found.together, self.geometry))
+            self.walks.append(Walk.of(process, found, self.geometry))
             counts = (found.shared, found.swapped, found.in_use, found.holes)
             self.odd.append(
                 OddTables(found.row[odd], found.vma[odd], *(each[odd] for each in counts))
@@ -129,7 +137,7 @@ class Planner:
         self.mappings = build_arrays(
             replace(arrays, processes=empty, outside={}), settings, profile
         )
-        self.walks = [Walk.of(process, self.geometry) for process in self.processes]
+        self.wakeups: dict[tuple[object, ...], Wakeups] = {}
         runs = (len(plain.run_vma) for of_process in self.plain for plain in of_process)
         self.of_all = np.ones(max(runs, default=0), np.bool_)
         self.runs: dict[tuple[object, ...], _Sum] = {}
@@ -181,18 +189,19 @@ class Planner:
 
     def plan(self, settings: Settings) -> BulkVerdict:
         """What khugepaged makes of the image under these settings."""
-        answer, walked = _Sum(), np.zeros(2, np.int64)
+        answer = _Sum()
         orders = [*self._orders(settings)]
         odd, passed = self._scanned(orders, settings)
         joint = self._joint(orders, settings, odd, passed)
         for number, mine in enumerate(orders):
             for limits in self._limits(mine):
-                odd[number][self._count(number, mine, limits, answer, joint)] = True
+                unknown = self._count(number, mine, limits, answer, joint)
+                if len(unknown):
+                    odd[number][unknown] = True
             highest = int(mine.max(initial=0)).bit_length() - 1
             answer.highest = max(answer.highest, highest)
-            walked = np.add(walked, self._walked(number, mine != 0))
         others = 0
-        if any(map(np.any, odd)):
+        if any(each.any() for each in odd):
             self._unshare(odd, passed, settings.max_ptes_shared)
             others = sum(map(int, map(np.count_nonzero, odd)))
         why = self._short_of_memory(answer, settings)
@@ -203,6 +212,12 @@ class Planner:
             why = why or self._short_of_memory(answer, settings)
         if why:
             answer = self._run(settings, None)
+        wakeups = self._wakeups(orders, settings)
+        walked = wakeups.all, wakeups.tables
+        # Of the engine's tables it is not known in which full scan the last is, nor where.
+        known = not others and not why and answer.full_scans == 1 and self.arrays.cursor is None
+        if known and answer.last:
+            walked = wakeups.until(answer.last)
         return self._answer(settings, answer, walked, others, why)
 
     def _scanned(
@@ -309,14 +324,17 @@ class Planner:
         rows = [np.zeros(0, np.intp)]
         for plain, counted in self._counted(number, joint):
             which = (orders[plain.run_vma] == limits.orders) & counted
-            undecided = which & plain.tables.undecided(limits)
-            if undecided.any():
-                rows.append(plain.row[np.repeat(undecided, plain.tables.tables)])
+            undecided = plain.tables.undecided(limits)
+            if undecided is not None:
+                rows.append(plain.row[np.repeat(which & undecided, plain.tables.tables)])
                 which &= ~undecided
             answer.counted += int(plain.tables.tables @ which)
-            for order, windows, need, copied, change, added in plain.tables.collapsed(
+            for order, windows, need, copied, change, last, added in plain.tables.collapsed(
                 which, limits
             ):
+                if not windows:
+                    continue
+                answer.last[number] = max(last, answer.last.get(number, last))
                 answer.windows[order] += windows
                 answer.need += need
                 answer.copied += copied
@@ -456,8 +474,9 @@ class Planner:
                 answer.windows[order] += nr
             answer.failed |= status in _NO_MEMORY
         for vma in outcome.vmas:
-            answer.change.update({order: size >> shift for order, size in vma.after.items()})
-            answer.change.subtract({order: size >> shift for order, size in vma.before.items()})
+            for sizes, sign in ((vma.after, 1), (vma.before, -1)):
+                for order, size in sizes.items():
+                    answer.change[order] += sign * (size >> shift)
             if vma.memory_added:
                 answer.added[vma.pid, vma.start] = vma.memory_added >> shift
         answer.copied = outcome.copied_bytes >> shift
@@ -506,55 +525,64 @@ class Planner:
             self.nodes.update(np.unique(tables.node[here]).tolist())
         self.pmds += int(np.count_nonzero((here & (tables.pte & Pte.HUGE != 0)).all(axis=1)))
 
-    def _walked(self, number: int, eligible: Bools) -> tuple[int, int]:
-        """What a full scan of a process comes to: tables with entries, and what all else costs of
-        pages_to_scan. eligible: of its mappings."""
-        if self.processes[number].place is None:
-            return 0, 0
-        spanned, filled = (int(column[eligible].sum()) for column in self.walks[number])
-        passed = (spanned - filled) * passing_costs(self.mappings.kernel)
-        return filled, passed + int(np.count_nonzero(~eligible)) + 1
+    def _wakeups(self, orders: list[NDArray[np.int64]], settings: Settings) -> Wakeups:
+        """Those of a full scan. orders: as _orders() has them."""
+        most, passing = self.geometry.ptrs_per_pte, passing_costs(self.mappings.kernel)
+        eligible = [each != 0 for each in orders]
+        # Where the PMD order alone is tried, a scan ends at one hole too many.
+        alone = [each == 1 << self.geometry.pmd_order for each in orders]
+        limit = (
+            settings.max_ptes_none if passing == 1 and any(each.any() for each in alone) else most
+        )
+        key = settings.pages_to_scan, limit, *(each.tobytes() for each in (*eligible, *alone))
+        if limit == most:
+            key = settings.pages_to_scan, limit, *(each.tobytes() for each in eligible)
+        if key not in self.wakeups:
+            turns = [n for n, process in enumerate(self.processes) if process.place is not None]
+            turns.sort(key=lambda number: self.processes[number].place or 0)
+            self.wakeups[key] = Wakeups.of(
+                (
+                    Visits.of(
+                        number, self.walks[number], eligible[number], passing,
+                        np.where(alone[number], limit, most), self.geometry,
+                    )
+                    for number in turns
+                ),
+                settings.pages_to_scan,
+            )  # fmt: skip
+        return self.wakeups[key]
 
-    def _wakeups(self, walked: Counts, settings: Settings) -> int:
-        """At most how many wakeups a full scan takes. walked: as _walked() has it, in all.
-
-        Each goes on until it has spent pages_to_scan, but over one table with entries at least. Its first
-        visit costs one, and so does another for each table that something is tried in.
-        """
-        filled, cheap = map(int, walked)
-        most = max(settings.pages_to_scan - 1, 1)
-        table = self.geometry.ptrs_per_pte + 1
-        each = max(most, table)
-        return -(-(cheap * each + filled * table * most) // (most * each))
-
-    def _last_collapse_ms(self, settings: Settings, answer: _Sum, walked: Counts) -> int | None:
+    def _last_collapse_ms(
+        self, settings: Settings, answer: _Sum, walked: tuple[int, int]
+    ) -> int | None:
         collapsed = sum(nr << order for order, nr in answer.windows.items())
         if not collapsed:
             return None
         known = None if self.snapshot is None else others_of(self.snapshot, settings)
         others = answer.full_scans * scanned_pages(known, self.geometry)
         size = collapsed << self.geometry.page_shift
-        wakeups = answer.full_scans * self._wakeups(walked, settings)
+        wakeups = answer.full_scans * walked[0]
         return elapsed_ms(settings, wakeups, others, size) + answer.alloc_sleep_ms
 
     def _answer(
-        self, settings: Settings, answer: _Sum, walked: Counts, others: int, why: str
+        self, settings: Settings, answer: _Sum, walked: tuple[int, int], others: int, why: str
     ) -> BulkVerdict:
         shift = self.geometry.page_shift
         change = {order: nr << shift for order, nr in answer.change.items() if nr}
-        orders = sorted(self.before.keys() | change.keys())
-        after = {order: self.before[order] + change.get(order, 0) for order in orders}
+        after = {**self.before}
+        for order, size in change.items():
+            after[order] = after.get(order, 0) + size
         return BulkVerdict(
             settings=settings,
-            windows={order: nr for order, nr in sorted(answer.windows.items()) if nr},
+            windows=dict(sorted(answer.windows.items())),
             before=self.before,
-            after=Sizes({order: size for order, size in after.items() if size}),
-            pmds=self.pmds + answer.windows[self.geometry.pmd_order],
+            after=Sizes({order: size for order, size in sorted(after.items()) if size}),
+            pmds=self.pmds + answer.windows.get(self.geometry.pmd_order, 0),
             memory_added=sum(answer.added.values()) << shift,
             copied_bytes=answer.copied << shift,
             added_by_vma={where: nr << shift for where, nr in answer.added.items() if nr},
             last_collapse_ms=self._last_collapse_ms(settings, answer, walked),
-            scanned_ptes=int(walked[0]) * self.geometry.ptrs_per_pte * answer.full_scans,
+            scanned_ptes=walked[1] * self.geometry.ptrs_per_pte * answer.full_scans,
             counted_tables=answer.counted,
             engine_tables=sum(map(len, self.tied)) if why else others,
             all_engine=why,

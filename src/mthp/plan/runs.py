@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.snapshot import Pte
 from mthp.plan.bulk import Shape, SharedTables, SwappedTables, Tables, TogetherTables
-from mthp.plan.occupancy import Occupancy, Plain
+from mthp.plan.occupancy import Occupancy, Plain, TableKind
 from mthp.plan.packed import Bools, Counts, Tally, count
 from mthp.words.settings import Settings
 from mthp.words.units import Geometry
@@ -62,47 +61,47 @@ class OddTables(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What khugepaged walks over in one process, by mapping: tables that it spans whole, and those of them
-    that have entries to be looked at."""
+    """What khugepaged walks over in one process. spanned: by mapping, tables that it spans whole. row, vma,
+    holes: of each of those that have entries to be looked at, by address, as Occupancy's."""
 
     spanned: Counts
-    filled: Counts
+    row: NDArray[np.intp]
+    vma: NDArray[np.intp]
+    holes: Counts
 
     @classmethod
-    def of(cls, process: ImageProcess, geometry: Geometry) -> Walk:
+    def of(cls, process: ImageProcess, found: Occupancy, geometry: Geometry) -> Walk:
         """That of a process."""
         spans = [
             (geometry.pmd_align_up(vma.start), geometry.pmd_addr(vma.end)) for vma in process.vmas
         ]
-        tables = process.tables
-        address = tables.table_address[~(tables.pte & Pte.HUGE != 0).all(axis=1)]
-        # [vsyscall] is at the end of all addresses.
-        ends = np.array([min(end, 2**64 - 1) for span in spans for end in span], np.uint64)
-        places = np.searchsorted(address, ends)
         spanned = [max(end - start, 0) >> geometry.pmd_shift for start, end in spans]
-        return cls(np.array(spanned, np.int64), np.maximum(places[1::2] - places[::2], 0))
+        filled = found.kind != TableKind.HUGE
+        tables = found.row[filled], found.vma[filled], found.holes[filled]
+        return cls(np.array(spanned, np.int64), *tables)
 
 
 def runs_of(found: Occupancy, geometry: Geometry, tally: Tally) -> list[Runs]:
     """Those that are counted whatever becomes of others, by what is asked about them."""
 
     def simple(plain: Plain, starts: NDArray[np.intp], present: Counts) -> Tables:
-        return Shape(plain.pages, starts, present, geometry, tally=tally)
+        return Shape(plain.pages, starts, present, geometry, rows=plain.row, tally=tally)
 
     def others(plain: Plain, starts: NDArray[np.intp], present: Counts) -> Tables:
-        return Tables(plain.pages, starts, present, geometry)
+        return Tables(plain.pages, starts, present, geometry, rows=plain.row)
 
     def shared(plain: Plain, starts: NDArray[np.intp], present: Counts, many: Counts) -> Tables:
         return SharedTables(
-            plain.pages, starts, present, geometry, shared=plain.shared, nr_shared=many
-        )
+            plain.pages, starts, present, geometry,
+            rows=plain.row, shared=plain.shared, nr_shared=many,
+        )  # fmt: skip
 
     def swapped(
         plain: Plain, starts: NDArray[np.intp], present: Counts, many: Counts, enough: Bools
     ) -> Tables:
         return SwappedTables(
             plain.pages, starts, present, geometry,
-            swapped=plain.swapped, nr_swapped=many, enough=enough,
+            rows=plain.row, swapped=plain.swapped, nr_swapped=many, enough=enough,
         )  # fmt: skip
 
     swap = found.with_swap
@@ -120,6 +119,6 @@ def together_of(found: Plain, geometry: Geometry) -> Runs:
     """Those that share pages with others of the image, each a run of its own."""
     tables = TogetherTables(
         found.pages, np.arange(len(found.row)), count(found.pages.mapped), geometry,
-        shared=found.shared, nr_shared=count(found.shared),
+        rows=found.row, shared=found.shared, nr_shared=count(found.shared),
     )  # fmt: skip
     return Runs(found.row, found.vma, tables, found.vma)
