@@ -115,11 +115,17 @@ class Scanned(Both):
             beside.append((int(np.searchsorted(times, now, side="right")), ops.FullScan()))
             wake_up(now)
 
+        def noted_again(before: int, most: int) -> None:
+            wakeups = daemon.wakeups
+            wake_up_again(before, most)
+            beside.extend([beside[-1]] * (daemon.wakeups - wakeups))
+
         def shrunk(now: int) -> None:
             beside.append((int(np.searchsorted(times, now, side="right")), ops.DropCaches(2)))
             shrink(now)
 
         daemon.wake_up = noted  # type: ignore[method-assign]
+        wake_up_again, daemon.wake_up_again = daemon.wake_up_again, noted_again  # type: ignore[method-assign]
         replay._shrink = shrunk  # type: ignore[method-assign]
         replay.run()
         consistent(replay)
@@ -157,7 +163,8 @@ def same_life(seed: int, *, shrinks: bool = False) -> None:
     """Draw a program, with time between its operations, and live it both ways. shrinks: shrinkers are asked
     twice for all they can give."""
     source = Random(seed)
-    both = Scanned(source, (V7_3, PMD_ONLY, V7_3, V16)[seed % 4], shrinks=shrinks)
+    profiles = (V7_3, V16) if shrinks else (V7_3, PMD_ONLY, V7_3, V16)
+    both = Scanned(source, profiles[seed % len(profiles)], shrinks=shrinks)
     both.begin()
     for _ in range(12):
         both.recorded.wait(source.choice((0, SECOND // 10, 4 * SECOND, 20 * SECOND)))

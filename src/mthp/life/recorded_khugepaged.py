@@ -7,6 +7,7 @@ The clear twin is khugepaged/daemon.py: mm slots, the cursor, the budget, sleepi
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 
 from mthp.khugepaged.eligibility import hugepage_enabled, requested_orders
 from mthp.life.recorded_collapse import TableCollapse
@@ -47,6 +48,8 @@ class RecordedKhugepaged:
         self._requested = requested_orders(self.kernel, Tva.KHUGEPAGED)
         self._enabled = hugepage_enabled(self.kernel)
         self._bits = pages.pmd_order
+        self._sleep = max(settings.scan_sleep_millisecs, 1) * MILLISECOND
+        self._again: tuple[int, Counter[tuple[int, str]], Counter[str]] | None = None
 
     # Registering
 
@@ -83,16 +86,42 @@ class RecordedKhugepaged:
     def wake_up(self, now: int) -> None:
         """Make a wakeup, and fall asleep. Kernel: mm/khugepaged.c, khugepaged()."""
         frames, collapsed = self._pages.frames, self.table.collapsed.total()
+        stat, cursor = self.kernel.vmstat, (self.slot, self.page, len(self.slots))
+        before = self.full_scans, stat.mthp.copy(), stat.events.copy()
         self.woken = False
         self._do_scan()
-        if self.table.collapsed.total() != collapsed:
+        self._again = None
+        if self.table.collapsed.total() == collapsed and cursor == (
+            self.slot,
+            self.page,
+            len(self.slots),
+        ):
+            self._again = (
+                self.full_scans - before[0],
+                stat.mthp - before[1],
+                stat.events - before[2],
+            )
+        elif self.table.collapsed.total() != collapsed:
             self.frames_added += self._pages.frames - frames
             self.points.append(
                 KhugepagedPoint(now, self.table.copied + self.table.filled, self.frames_added)
             )
         # khugepaged_wait_work()
-        sleep = self.kernel.settings.scan_sleep_millisecs * MILLISECOND
-        self.due = now + max(sleep, MILLISECOND) if self.slots and self._enabled else None
+        self.due = now + self._sleep if self.slots and self._enabled else None
+
+    def wake_up_again(self, before: int, most: int) -> None:
+        """Make the wakeups before a time, but no more than most, if the last one changed nothing and ended
+        where it began: each is as it was."""
+        if self._again is None or self.due is None or self.due >= before:
+            return
+        times = min(-((self.due - before) // self._sleep), most)
+        full_scans, mthp, events = self._again
+        self.wakeups += times
+        self.full_scans += times * full_scans
+        self.scanned += times * self.progress
+        self.kernel.vmstat.mthp.update({key: times * count for key, count in mthp.items()})
+        self.kernel.vmstat.events.update({key: times * count for key, count in events.items()})
+        self.due += times * self._sleep
 
     def _do_scan(self) -> None:
         """Kernel: mm/khugepaged.c, khugepaged_do_scan()."""

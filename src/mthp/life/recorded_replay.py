@@ -197,6 +197,9 @@ class RecordedReplay:
                 return at
             if daemon is not None and due <= asked:
                 daemon.wake_up(now)
+                if event < len(times):
+                    before = min(int(times[event]), asked)
+                    daemon.wake_up_again(before, most - self.beside)
             else:
                 self._shrink(self._pressure.popleft())
             for space in self.spaces.values():

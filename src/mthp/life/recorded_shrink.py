@@ -108,8 +108,11 @@ def _chosen(
 
 
 def _stays_shared(pages: PageStore, places: _Places, folio: int) -> bool:
-    """Whether a folio cannot be split, since of those that map it the first one's PMD is split alone. Kernel:
-    mm/rmap.c, try_to_migrate_one(), before 7.2."""
+    """Whether a folio cannot be split, since of those that map it the first one's PMD is split alone.
+
+    Divergence: the first is the oldest process, and the folio is not taken to be partly mapped afterwards.
+    Kernel: mm/rmap.c, try_to_migrate_one(), before 7.2.
+    """
     rows = list(dict.fromkeys(places.rows[places.folio == folio].tolist()))
     by_pmd = [row for row in rows if pages.how[row] == BY_PMD]
     if not by_pmd or rows[-1] == by_pmd[0]:
