@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
+#include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdio.h>
@@ -137,6 +138,14 @@ static long write_protect(uint64_t first, uint64_t pages, uint64_t on)
 	};
 
 	return or_errno(ioctl(uffd, uffd_mode & MODE_RWP ? IOCTL_RWPROTECT : UFFDIO_WRITEPROTECT, &range));
+}
+
+/* From now on, what is touched lies on that node. */
+static long bind_to_node(uint64_t node)
+{
+	unsigned long nodes = 1UL << node;
+
+	return or_errno(syscall(SYS_set_mempolicy, MPOL_BIND, &nodes, 8 * sizeof(nodes) + 1));
 }
 
 /* Registered buffers hold a long-term pin (FOLL_PIN | FOLL_LONGTERM) until the ring is closed. */
@@ -360,6 +369,8 @@ static long run(const struct words *w)
 		return fork_subject();
 	if (!strcmp(op, "prctl_thp"))
 		return or_errno(prctl(PR_SET_THP_DISABLE, first, pages, 0, 0));
+	if (!strcmp(op, "node"))
+		return bind_to_node(first);
 	if (!strcmp(op, "join"))
 		return write_own_pid(w->word[1]);
 	if (!strcmp(op, "padv"))

@@ -88,6 +88,7 @@ _ADVICE = Operand("advice", frozenset(map(int, Madv)))
 _REMOTE_ADVICE = Operand("advice for another process", frozenset(map(int, REMOTE)))
 _PROT = Operand("prot", frozenset({0, 1, 3}))
 _UFFD_MODE = Operand("uffd mode", frozenset({1, 2, 3, 8}))
+_NODE = Operand("node", range(64))
 _FLAG = Operand("flag", frozenset({0, 1}))
 _PRCTL_FLAGS = Operand("prctl flags", frozenset({0, 2}))
 _CLEAR = Operand("clear_refs value", frozenset({1, 4}))
@@ -98,7 +99,8 @@ _RANGE = (_OFFSET, _PAGES)
 class Verb(StrEnum):
     """What an operation does, and its operands. The name of the process comes before it, if it has one.
 
-    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above.
+    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above. NODE:
+    what the process touches from then on lies on that NUMA node, which a record does not say.
     """
 
     operands: tuple[Operand, ...]
@@ -137,6 +139,7 @@ class Verb(StrEnum):
     CLEAR_REFS = "clear_refs", _CLEAR
     ADVISE_OTHER = "padv", _NAME, *_RANGE, _REMOTE_ADVICE
     CGROUP = "cgroup", _GROUP
+    NODE = "node", _NODE
 
 
 _OF_HOST = frozenset({Verb.WRITE_FILE, Verb.NEW, Verb.END, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS})

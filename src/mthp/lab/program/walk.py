@@ -360,6 +360,7 @@ _ACTS: dict[Verb, Callable[[Subjects, Operation], None]] = {
     Verb.CLEAR_REFS: _clear_refs,
     Verb.ADVISE_OTHER: _advise_other,
     Verb.CGROUP: _cgroup,
+    Verb.NODE: _nothing,
 }
 
 

@@ -30,11 +30,13 @@ class Booted:
 
 @dataclass(frozen=True)
 class Guest:
-    """What a guest is made of, beside its kernel. memory: MiB; nodes: of NUMA, which share it."""
+    """What a guest is made of, beside its kernel. memory: MiB; nodes: of NUMA, which share it; distance: of
+    each two."""
 
     memory: int = 512
     cpus: int = 1
     nodes: int = 1
+    distance: int = 20
     swap: Swap = Swap.ZRAM
 
 
@@ -57,6 +59,7 @@ def booted(
         guest.memory,
         guest.cpus,
         guest.nodes,
+        guest.distance,
         SWAP_BYTES if guest.swap is Swap.DISK else 0,
         ARGUMENTS,
     )

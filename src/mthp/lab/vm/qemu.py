@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import combinations
 from pathlib import Path
 from typing import IO
 
@@ -45,14 +46,15 @@ BOOT_SECONDS = {Accel.KVM: 30.0, Accel.TCG: 600.0}
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """The guest's configuration. memory: MiB. nodes: of NUMA, which share it. disk: bytes of an empty disk, 0
-    for none. arguments: words on the kernel's command line."""
+    """The guest's configuration. memory: MiB. nodes: of NUMA, which share it; distance: of each two of them.
+    disk: bytes of an empty disk, 0 for none. arguments: words on the kernel's command line."""
 
     kernel: Path
     initramfs: tuple[Path, ...]
     memory: int = 1024
     cpus: int = 1
     nodes: int = 1
+    distance: int = 20
     disk: int = 0
     arguments: tuple[str, ...] = ()
 
@@ -199,6 +201,8 @@ def _nodes(machine: MachineConfig) -> Iterator[str]:
         cpus = "".join(f",cpus={cpu}" for cpu in range(node, machine.cpus, machine.nodes))
         yield from ("-object", f"memory-backend-ram,id=node{node},size={size}M")
         yield from ("-numa", f"node,nodeid={node},memdev=node{node}{cpus}")
+    for one, other in combinations(range(machine.nodes), 2):
+        yield from ("-numa", f"dist,src={one},dst={other},val={machine.distance}")
 
 
 def _path_in_child(file: IO[bytes]) -> str:
