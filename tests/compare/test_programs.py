@@ -28,7 +28,7 @@ def test_programs_agree_after_every_operation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "programs", "operations"), [("7.3.4", 76, 838), ("6.18.15", 48, 554)]
+    ("release", "programs", "operations"), [("7.3.4", 78, 868), ("6.18.15", 51, 604)]
 )
 def test_drawn_programs_agree_with_their_mappings_and_page_table_entries(
     release: str, programs: int, operations: int
@@ -48,6 +48,7 @@ Change = Callable[[ProgramStep], ProgramStep]
 CHANGES: dict[DifferenceKind, Change] = {
     DifferenceKind.ANSWER: lambda step: replace(step, failure=22),
     DifferenceKind.COUNTERS: lambda step: replace(step, delta={**step.delta, "9.split": 77}),
+    DifferenceKind.FRAMES: lambda step: replace(step, frames=(step.frames or 0) + 1),
     DifferenceKind.MEMORY: lambda step: replace(
         step, memory={n: replace(m, swap=m.swap + 1) for n, m in step.memory.items()}
     ),

@@ -25,6 +25,6 @@ def test_every_kind_of_operation_is_drawn_and_no_process_ends_by_a_signal() -> N
             touches = type(step.operation).__name__ == "Touches"
             assert not life.perform(step.operation) or not touches, (program.id, step.text)
     assert set(kinds) == {
-        "Mmap", "Munmap", "Brk", "Madvise", "Mprotect", "Mremap", "Touches", "Fork", "Kill", "FullScan",
-        "DropCaches", "Knob", "SetSizes",
+        "Mmap", "Munmap", "Brk", "Limited", "Madvise", "Mprotect", "Mremap", "Touches", "Fork", "Kill",
+        "FullScan", "DropCaches", "Knob", "SetSizes",
     }  # fmt: skip

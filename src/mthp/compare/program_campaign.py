@@ -29,7 +29,7 @@ from mthp.words.processes import workers
 from mthp.words.profiles import profile_for_release
 
 SCHEMA_VERSION: Final = 1
-DRAWN: Final = "programs, with heaps"
+DRAWN: Final = "programs, with heaps and limits"
 """What a seed draws: another text wherever that changes, so that no campaign goes on with other programs."""
 AHEAD: Final = 8
 """How many programs are submitted per guest before the first result is awaited."""

@@ -274,6 +274,7 @@ class DifferenceKind(StrEnum):
     PTES = "ptes"
     COUNTERS = "counters"
     MEMORY = "memory"
+    FRAMES = "frames"
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,17 @@ class Touches:
 
 
 @dataclass(frozen=True)
+class Limited:
+    """A page is stored to while the memory cgroup of programs, which the process joins, may be charged so
+    many pages more and no more.
+    """
+
+    process: str
+    page: int
+    room: int
+
+
+@dataclass(frozen=True)
 class Fork:
     """fork(2): the child is known by its name from here on, and sleeps or has operations of its own."""
 
@@ -167,6 +178,7 @@ Operation = (
     | Mprotect
     | Mremap
     | Touches
+    | Limited
     | Fork
     | Kill
     | FullScan
@@ -232,7 +244,8 @@ class ProgramStep:
     failure: 0, or the errno with which the operation failed. delta: counters that moved, by ORDER.name as
     in hugepages-*kB/stats and v.name as in /proc/vmstat. layout: of process s. processes: the mappings of
     every process; None where a record has a layout instead. memory: of every process; empty where the record
-    does not have it.
+    does not have it. frames: how many more frames all folios take than before,
+    those that nothing maps too; None where that is not known.
     """
 
     text: str
@@ -242,6 +255,7 @@ class ProgramStep:
     delta: Mapping[str, int] = field(default_factory=dict)
     processes: Mapping[str, tuple[SeenMapping, ...]] | None = None
     memory: Mapping[str, SeenMemory] = field(default_factory=dict)
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -324,7 +338,8 @@ def _step(fields: Fields) -> ProgramStep:
             raise ScenarioError(f"{fields.where}layout: {error}") from None
     delta = fields.table("delta", int) if fields.has("delta") else {}
     seen, memory = _processes(fields), _memory(fields)
-    return ProgramStep(str(text), operation, failure, tuple(layout), delta, seen, memory)
+    frames = None if fields.is_null("frames") else fields.take("frames", int)
+    return ProgramStep(str(text), operation, failure, tuple(layout), delta, seen, memory, frames)
 
 
 def _memory(fields: Fields) -> dict[str, SeenMemory]:
@@ -412,6 +427,7 @@ _OF_PROCESS: Final[dict[str, tuple[tuple[int, ...], Callable[[str, list[str]], O
     "rd": ((2,), _touch(Touching.READ)),
     "wr": ((2, 3), _touch(Touching.WRITE)),
     "fill": ((3,), _touch(Touching.ZERO)),
+    "limited": ((2,), lambda who, words: Limited(who, *_range(words))),
     "fork": ((1,), lambda who, words: Fork(who, words[0])),
     "forkkill": ((1,), lambda who, words: Kill(who, words[0])),
     "forkto": ((1,), lambda who, words: Fork(who, words[0])),

@@ -22,6 +22,7 @@ from mthp.life.program import (
     Kill,
     Knob,
     LifeProgram,
+    Limited,
     Madvise,
     Mmap,
     Mprotect,
@@ -142,9 +143,21 @@ class Life:
         return 0
 
     @perform.register
+    def _(self, operation: Limited) -> int:
+        mm = self.mm(operation.process)
+        if not self.kernel.memcgs:
+            self.kernel.new_memcg("g")
+        mm.memcg = memcg = self.kernel.memcgs[0]
+        memcg.limit = memcg.usage.value + operation.room
+        stored = touch(mm, self.address(operation.page), PATTERN)
+        memcg.limit = None
+        return 0 if stored else -errno.EFAULT
+
+    @perform.register
     def _(self, operation: Fork) -> int:
         parent = self.mm(operation.process)
-        child = self.mms[operation.child] = self.kernel.new_mm(len(self.kernel.mms) + 1)
+        number = len(self.kernel.mms) + 1
+        child = self.mms[operation.child] = self.kernel.new_mm(number, memcg=parent.memcg)
         dup_mmap(child, parent, lambda mm: self.khugepaged.khugepaged_fork(mm, parent))
         return 0
 

@@ -168,13 +168,15 @@ def _map(
                 swap_cache_del_folio(kernel, folio)
             return _drop(kernel, folio, VmFault.DONE)
         read = not mem.test(folio, PG_ANON)
-        _set(kernel, vma, pte, orig_pte, span, swapcache)
-        at_once = kernel.swap.synchronous
-        if kernel.profile.swapin is SwapIn.BYPASS:
-            at_once = at_once and read
-            new = read and folio == swapcache  # and no copy of it
-            if new and (nr > 1 or not kernel.swap.folio_maybe_swapped(folio, 1)):
-                swap_cache_del_folio(kernel, folio)  # it never was in the swap cache
+        bypass = kernel.profile.swapin is SwapIn.BYPASS
+        # One PTE alone named what was read and is no copy: it never was in the swap cache.
+        copied = folio != swapcache
+        past = bypass and read and not copied
+        past = past and (nr > 1 or kernel.swap.count(pte_pfn(orig_pte)) == 1)
+        _set(kernel, vma, pte, orig_pte, span, copied=copied, fresh=copied or past)
+        at_once = kernel.swap.synchronous and (read or not bypass)
+        if past:
+            swap_cache_del_folio(kernel, folio)
         if at_once or vma.vm_flags & VM_LOCKED or mem.test(folio, PG_MLOCKED):
             folio_free_swap(kernel, folio)
         mem.folio_unlock(folio)
@@ -199,12 +201,16 @@ def _span(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, one: _Span) -> _
     return _Span(-index, nr, start, folio, one.write)
 
 
-def _set(kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, span: _Span, swapcache: int) -> None:
-    """Set counts, rmap and PTEs of what is mapped. Caller holds the PTE lock and the folio lock."""
+def _set(
+    kernel: Kernel, vma: Vma, pte: PteMap, orig_pte: Pte, span: _Span, *, copied: bool, fresh: bool
+) -> None:
+    """Set counts, rmap and PTEs of what is mapped. Caller holds the PTE lock and the folio lock.
+
+    fresh: the folio is not in the swap cache, where nobody else can find it; or copied from one that is.
+    """
     mem, counters = kernel.mem, vma.vm_mm.counters
     folio = mem.head.raw[span.page]
-    copied = folio != swapcache
-    exclusive = copied or (orig_pte & SWP_EXCLUSIVE != 0 and not mem.test(folio, PG_KSM))
+    exclusive = fresh or (orig_pte & SWP_EXCLUSIVE != 0 and not mem.test(folio, PG_KSM))
     counters[MM_ANONPAGES] += span.nr
     counters[MM_SWAPENTS] -= span.nr
     if span.nr > 1:

@@ -26,8 +26,8 @@ from mthp.mm.page_flags import (
     PG_SWAPBACKED,
 )
 from mthp.mm.page_vma_mapped import map_pte
-from mthp.mm.pgtable import flush_tlb_page, unlocked_after
-from mthp.mm.pgtable_types import YOUNG
+from mthp.mm.pgtable import flush_tlb_page, mm_find_pmd, unlocked_after
+from mthp.mm.pgtable_types import PMD_NONE, YOUNG, pmd_folio, pmd_trans_huge
 from mthp.mm.vm_flags import (
     VM_DROPPABLE,
     VM_EXEC,
@@ -37,6 +37,7 @@ from mthp.mm.vm_flags import (
     VM_STACK_INCOMPLETE,
     VM_WRITE,
 )
+from mthp.words.profiles import OtherPmd
 from mthp.words.units import Address, Folio, Order, Pfn
 
 UNKNOWN_MM: Final = -1
@@ -325,8 +326,24 @@ def mapped_places(kernel: Kernel, folio: Folio) -> list[tuple[Vma, int]]:
     A temporary stack is passed over: its tables are moved without rmap locks.
     Kernel: mm/rmap.c, invalid_migration_vma().
     """
-    places = rmap_walk(kernel.mem, folio, kernel.anon_vmas)
-    return [(vma, at) for vma, at in places if not vma.vm_flags & VM_STACK_INCOMPLETE]
+    walk = rmap_walk(kernel.mem, folio, kernel.anon_vmas)
+    places = [(vma, at) for vma, at in walk if not vma.vm_flags & VM_STACK_INCOMPLETE]
+    passed = kernel.profile.other_pmd is OtherPmd.PASSED
+    return places if passed else list(_before_other_pmds(folio, places))
+
+
+def _before_other_pmds(folio: Folio, places: list[tuple[Vma, int]]) -> Iterator[tuple[Vma, int]]:
+    """The places of each VMA before the first PMD that maps another huge page. Kernel:
+    mm/page_vma_mapped.c, page_vma_mapped_walk(), not_found(), before Linux 7.2.
+    """
+    ended: set[Vma] = set()
+    for vma, address in places:
+        pmd = mm_find_pmd(vma.vm_mm, address)
+        pmdval = pmd.page.pmds.raw[pmd.slot] if pmd is not None else PMD_NONE
+        if pmd_trans_huge(pmdval) and pmd_folio(pmdval) != folio:
+            ended.add(vma)
+        if vma not in ended:
+            yield vma, address
 
 
 def page_at(kernel: Kernel, folio: Folio, vma: Vma, address: Address) -> Pfn:

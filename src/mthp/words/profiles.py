@@ -115,6 +115,13 @@ class SharedSplit(Enum):
     EVERY_PMD = "every PMD is split, and then the page"
 
 
+class OtherPmd(Enum):
+    """What a walk over a folio's mappings does at a PMD that maps another huge page."""
+
+    ENDS = "it ends for this VMA: pages of the folio behind it are not found"
+    PASSED = "it goes on behind it"
+
+
 @dataclass(frozen=True)
 class Profile:
     """What one kernel does at each point. debug_vm: CONFIG_DEBUG_VM is set."""
@@ -135,6 +142,7 @@ class Profile:
     fault_use: FaultUse
     pmd_modify: PmdModify
     shared_split: SharedSplit
+    other_pmd: OtherPmd
     debug_vm: bool = False
 
 
@@ -155,6 +163,7 @@ V16 = Profile(
     fault_use=FaultUse.REFERENCED,
     pmd_modify=PmdModify.CLEANED,
     shared_split=SharedSplit.EVERY_PMD,
+    other_pmd=OtherPmd.PASSED,
 )
 V7_3 = Profile(
     name="7.3",
@@ -173,6 +182,7 @@ V7_3 = Profile(
     fault_use=FaultUse.REFERENCED,
     pmd_modify=PmdModify.KEPT,
     shared_split=SharedSplit.EVERY_PMD,
+    other_pmd=OtherPmd.PASSED,
 )
 PMD_ONLY = Profile(
     name="pmd-only",
@@ -191,6 +201,7 @@ PMD_ONLY = Profile(
     fault_use=FaultUse.GENERATION,
     pmd_modify=PmdModify.CLEANED,
     shared_split=SharedSplit.ONE_PMD,
+    other_pmd=OtherPmd.ENDS,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
@@ -223,6 +234,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "MADV_FREE, until it was noticed in September 2026; seen on 6.18, and mended on 7.2.12 and 7.3.",
         "shared_split": "try_to_migrate() stopped after a PMD since 6.16, until 'fix early failure "
         "try_to_migrate() when split huge pmd for shared THP' (7.0, 6.18.20); seen on 6.18.15.",
+        "other_pmd": "page_vma_mapped_walk() took a PMD for all that a VMA can have of a folio, but mremap() "
+        "puts a folio across two; seen on 6.18.",
         "progress": "progress is counted at each entry since the scan loops were merged.",
     }
 )

@@ -169,6 +169,19 @@ def _mremap(drawing: _Drawing, who: str) -> None:
         rights[pages.start : pages.start + length] = [0] * length
 
 
+def _limited(drawing: _Drawing, who: str) -> None:
+    """A page is stored to while its cgroup has room for a folio of order 7, or 8, and for none that is
+    larger. Nothing is reclaimed: which pages would go is not known.
+    """
+    rng, pages = drawing.rng, drawing.within(who, READ | WRITE)
+    if pages is None:
+        return
+    if rng.random() < 0.7:
+        drawing.do(who, "adv", pages.start, len(pages), int(Madv.DONTNEED))
+    drawing.do("w", f"{SYSFS}/defrag", "never")
+    drawing.do(who, "limited", rng.choice(pages), rng.choice((192, 384)))
+
+
 def _fork(drawing: _Drawing, who: str) -> None:
     rng, rights = drawing.rng, drawing.rights
     if rng.random() < 0.6:
@@ -255,6 +268,7 @@ _STEPS: Final[dict[Callable[[_Drawing, str], None], int]] = {
     _mmap: 3,
     _brk: 4,
     _fork: 5,
+    _limited: 2,
     _end: 2,
     _scan: 10,
     _drop: 7,

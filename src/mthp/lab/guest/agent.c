@@ -29,6 +29,10 @@
 #define MAX_IN_MEMORY (1 << 20)
 #define READ_SIZE (1 << 16)
 #define MAX_KEPT 256
+#define MAX_OWN 32
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 struct subject {
 	char name[32];
@@ -52,6 +56,7 @@ void *buffer(size_t size)
 
 	madvise(at, size, MADV_DONTFORK);
 	madvise(at, size, MADV_NOHUGEPAGE);
+	madvise(at, size, MADV_POPULATE_WRITE);
 	return at;
 }
 
@@ -412,16 +417,43 @@ static void end_subject(struct subject *s)
 	reap();
 }
 
-/* Touch the memory that serving takes, in small pages whatever is enabled. */
-static void touch_own(void)
+static struct {
+	void *start;
+	size_t size;
+} own[MAX_OWN];
+static int nr_own;
+
+/* Have every page of the process's own memory at hand and shared with nobody, in small pages whatever is
+ * enabled: what it does later takes none. So after every fork, on both sides. */
+void have_own(void)
 {
-	volatile char room[1 << 16], *own[] = { room, input, output };
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	for (int i = 0; i < nr_own; i++)
+		madvise(own[i].start, own[i].size, MADV_POPULATE_WRITE);
+	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+}
+
+/* The same for the first time: what is mapped now is the process's own memory. */
+void touch_own(void)
+{
+	volatile char room[1 << 16];
+	FILE *maps;
+	char line[256];
 
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-	for (int i = 0; i < 3; i++)
-		for (size_t at = 0; at < 1 << 16; at += 1024)
-			own[i][at] = own[i][at];
-	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+	for (size_t at = 0; at < sizeof(room); at += PAGE)
+		room[at] = 0;
+	maps = fopen("/proc/self/maps", "re");
+	nr_own = 0;
+	while (maps && nr_own < MAX_OWN && fgets(line, sizeof(line), maps)) {
+		unsigned long start, end;
+
+		if (sscanf(line, "%lx-%lx rw-p", &start, &end) == 2 && strstr(line, " rw-p "))
+			own[nr_own].start = (void *)start, own[nr_own++].size = end - start;
+	}
+	if (maps)
+		fclose(maps);
+	have_own();
 }
 
 /* A process that serves ops: by subject_loop(), or the program of argv on its descriptor 3. */
@@ -454,6 +486,7 @@ static void new_subject(const char *name, char **argv)
 		_exit(127);
 	}
 	close(ends[1]);
+	have_own();
 	if (!add_subject(name, pid, ends[0]))
 		return fail(ENOSPC, "subjects");
 	succeed_number(pid);
@@ -768,12 +801,13 @@ int main(void)
 {
 	static char line[MAX_LINE];
 
-	touch_own();
 	signal(SIGPIPE, SIG_IGN);
 	setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
 	setenv("HOME", "/root", 1);
 	file_buffer = buffer(MAX_FILE);
+	have_buffers();
 	mount_all();
+	touch_own();
 	load_early();
 	port = open_port();
 	if (port < 0)

@@ -26,6 +26,8 @@ struct words {
 
 struct words split(char *line);
 void *buffer(size_t size);
+void have_own(void);
+void touch_own(void);
 uint64_t number(const struct words *w, int index);
 
 /* subject.c: a process under test; serves ops from its socket until that closes. */
@@ -34,7 +36,8 @@ int send_fd(int sock, int fd, pid_t pid);
 int receive_fd(int sock, pid_t *pid);
 
 /* pages.c: what the kernel says of a process's pages, and words of its own memory. All give malloc-free
- * static buffers. */
+ * static buffers, which have_buffers() makes. */
+void have_buffers(void);
 ssize_t read_pages(pid_t pid, uint64_t address, uint64_t pages, void **data);
 ssize_t walk_pages(uint64_t pgd, uint64_t address, uint64_t pages, void **data);
 ssize_t kernel_words(const struct words *addresses, void **data);

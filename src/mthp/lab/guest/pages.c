@@ -104,10 +104,6 @@ ssize_t read_pages(pid_t pid, uint64_t address, uint64_t pages, void **data)
 
 	if (pages > MAX_PAGES)
 		return -E2BIG;
-	if (!page_words) {
-		page_words = buffer(MAX_PAGES * sizeof(page_words[0]));
-		column = buffer(MAX_PAGES * sizeof(column[0]));
-	}
 	if (open_once(&flags_fd, "/proc/kpageflags") < 0 || open_once(&count_fd, "/proc/kpagecount") < 0)
 		return -errno;
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
@@ -215,8 +211,6 @@ ssize_t walk_pages(uint64_t pgd, uint64_t address, uint64_t pages, void **data)
 
 	if (pages > MAX_PAGES)
 		return -E2BIG;
-	if (!entries)
-		entries = buffer(MAX_PAGES * sizeof(entries[0]));
 	error = open_kcore();
 	for (i = 0; i < pages && !error; i++, address += PAGE) {
 		int first = i == 0 || address % (1ULL << PMD_SHIFT) == 0;
@@ -245,4 +239,11 @@ ssize_t kernel_words(const struct words *addresses, void **data)
 		error = read_core(number(addresses, i + 1), &found[i], sizeof(found[i]));
 	*data = found;
 	return error ? error : (ssize_t)(count * sizeof(found[0]));
+}
+
+void have_buffers(void)
+{
+	page_words = buffer(MAX_PAGES * sizeof(page_words[0]));
+	column = buffer(MAX_PAGES * sizeof(column[0]));
+	entries = buffer(MAX_PAGES * sizeof(entries[0]));
 }

@@ -171,10 +171,30 @@ static long pin_vmsplice(uint64_t first, uint64_t pages)
 	return vmsplice(ends[1], &range, 1, SPLICE_F_NONBLOCK) == (ssize_t)range.iov_len ? 0 : -EIO;
 }
 
+/* fork(); both sides have memory of their own when the parent returns. */
+static pid_t fork_own(void)
+{
+	int ends[2];
+	char nothing;
+	pid_t pid;
+
+	if (pipe2(ends, O_CLOEXEC))
+		return -1;
+	pid = fork();
+	close(ends[!!pid]);
+	if (pid >= 0)
+		have_own();
+	/* It ends when the child closes its end. */
+	if (pid > 0 && read(ends[0], &nothing, 1))
+		pid = -1;
+	close(ends[!pid]);
+	return pid;
+}
+
 static long fork_sleepers(uint64_t count)
 {
 	for (uint64_t i = 0; i < count; i++) {
-		pid_t pid = fork();
+		pid_t pid = fork_own();
 
 		if (pid < 0)
 			return failed();
@@ -216,7 +236,7 @@ static long fork_subject(void)
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends))
 		return failed();
-	pid = fork();
+	pid = fork_own();
 	if (pid < 0)
 		return failed();
 	if (!pid) {

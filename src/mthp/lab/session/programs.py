@@ -46,6 +46,8 @@ USUAL: Final = {
 WRITES: Final = {"/proc/sys/vm/drop_caches": 8}
 """How often a file is written. One write tries to split a folio again, or does not, by how much other caches
 gave; so many leave nothing to try."""
+_PROCESSES: Final = ("fork", "forkto", "forkkill", "exit")
+"""Operations that begin or end a process."""
 _DIED: Final = 3
 """The errno with which the agent says that a process has ended: ESRCH."""
 
@@ -78,6 +80,7 @@ def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) 
         shown = {
             "delta": _named(now, before),
             "memory": dict(zip(processes, (_beyond(own, has) for has in memory), strict=True)),
+            "frames": None if _begins_or_ends(each["op"]) else now.frames - before.frames,
             "processes": _seen(session, processes),
         }
         steps.append({"op": each["op"], **answer, **shown})
@@ -85,6 +88,11 @@ def run_program(session: GuestSession, program: Mapping[str, Any], kernel: str) 
     stats = {name for of in before.stats.values() for name in of}
     counted = [*sorted(stats), *COUNTED.vmstat]
     return {**program, "kernel": kernel, "counted": counted, "steps": steps}
+
+
+def _begins_or_ends(op: Any) -> bool:
+    """Whether a process begins or ends by an operation, with what the agent has in it."""
+    return isinstance(op, str) and any(word in _PROCESSES for word in op.split()[1:2])
 
 
 def _set_sizes(session: GuestSession, orders: int, max_ptes_none: int) -> None:
@@ -110,6 +118,8 @@ def _perform(
             case ["w", path, value]:
                 for _ in range(WRITES.get(path, 1)):
                     session.write(path, value)
+            case [name, "limited", page, room]:
+                session.store_limited(name, int(page), int(room))
             case [name, "fork", child]:
                 session.ask(f"{name} fork 1")
                 number = sum(parent == name for parent, _ in sleepers.values())

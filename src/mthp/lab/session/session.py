@@ -65,6 +65,7 @@ SWAP_BYTES = 256 << 20
 _PARAMETERS = {"/modules/brd.ko": f"rd_size={SWAP_BYTES >> 10}"}
 
 _KHUGEPAGED = ("full_scans", "pages_collapsed")
+_LRU = ("active_anon", "inactive_anon", "active_file", "inactive_file", "unevictable")
 _TRACEPOINTS = tuple(event for event in RECORDED_EVENTS if event != "attempt")
 
 _QUIET = {
@@ -83,6 +84,8 @@ _QUIET = {
 """File -> value: turns off what would act on its own, or refuse a large mapping."""
 
 
+REFRESH = "w /proc/sys/vm/stat_refresh 1"
+"""Adds up what /proc/vmstat shows. Kernel: mm/vmstat.c, vmstat_refresh()."""
 _NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
 """Operations that read something from the guest first: those before them must have been done."""
 
@@ -127,12 +130,14 @@ def _may_begin(op: Operation) -> bool:
 class Counters:
     """The kernel's counters at one moment.
 
-    stats: order -> name -> value, from hugepages-<size>kB/stats; the others: name -> value.
+    stats: order -> name -> value, from hugepages-<size>kB/stats; frames: of all folios on the LRU, exact
+    of settled(); the others: name -> value.
     """
 
     stats: dict[str, dict[str, int]] = field(default_factory=dict)
     vmstat: dict[str, int] = field(default_factory=dict)
     khugepaged: dict[str, int] = field(default_factory=dict)
+    frames: int = 0
 
     def since(self, before: Counters) -> dict[str, Any]:
         """The counters that changed, as a scenario records them."""
@@ -399,6 +404,23 @@ class GuestSession:
         current = int(self._channel.ask(f"r {folder}/memory.current"))
         self.write(f"{folder}/memory.max", str(current + slack * PAGE_SIZE))
 
+    def store_limited(self, process: str, page: int, room: int) -> None:
+        """Have a process join the first group, if it is not there, and store to a page while `room` pages
+        more can be charged. What is charged ahead for a CPU, up to 64 pages, is not given back before.
+        """
+        folder = f"/sys/fs/cgroup/{GROUPS[0]}"
+        with contextlib.suppress(CommandFailed):
+            self._channel.ask(f"mkdir {folder}")
+        self._channel.ask(f"{process} join {folder}/cgroup.procs")
+        most = int(self._channel.ask(f"r {folder}/memory.current")) + room * PAGE_SIZE
+        self._channel.ask_all(
+            [
+                f"w {folder}/memory.max {most}",
+                f"{process} wr {page} 1",
+                f"w {folder}/memory.max max",
+            ]
+        )
+
     def memcg_pages(self, group: str) -> dict[str, int]:
         """Limit and usage of a memory cgroup, in base pages.
 
@@ -470,8 +492,8 @@ class GuestSession:
 
     def settled(self, pids: Iterable[int]) -> tuple[Counters, list[dict[str, int]]]:
         """The counters and what processes have (memory_of()), once the LRU batches of every CPU are empty."""
-        commands = [DRAIN, "look", *(f"r /proc/{pid}/status" for pid in pids)]
-        _, looked, *statuses = self._channel.ask_all(commands)
+        commands = [DRAIN, REFRESH, "look", *(f"r /proc/{pid}/status" for pid in pids)]
+        _, _, looked, *statuses = self._channel.ask_all(commands)
         return self._counters(looked), [memory_of(each.decode()) for each in statuses]
 
     def counters(self) -> Counters:
@@ -487,6 +509,7 @@ class GuestSession:
             counters.khugepaged[name] = int(text)
         lines = dict(line.split() for line in vmstat.splitlines())
         counters.vmstat = {name: int(lines.get(name, 0)) for name in self._counted.vmstat}
+        counters.frames = sum(int(lines.get(f"nr_{name}", 0)) for name in _LRU)
         return counters
 
     # --- collapse -------------------------------------------------------------------------
