@@ -11,7 +11,7 @@ from mthp.report.basis import name_of
 from mthp.report.phrases import percent
 from mthp.report.plan import come_back_text, figure_rows, grounds_text, size_rows
 from mthp.report.sweep import plan_name, within_text
-from mthp.report.web.how import how_lines, rests_on
+from mthp.report.web.how import WORDS, how_lines, rests_on
 from mthp.report.web.memory_map import map_data, map_lines, mapping_lines
 from mthp.report.web.page import page_text, scrolls, text_of
 from mthp.report.web.time_curve import time_lines
@@ -70,13 +70,13 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
     )
     if now.settings != given.settings:
         lead += (
-            f"As set now ({plan_name(now)}) it will be {percent(now.large, now.mapped)} and "
+            f"With what is set now ({plan_name(now)}) it will be {percent(now.large, now.mapped)} and "
             f"{now.translations:,}. "
         )
-    lead += f"That takes {human_bytes(given.memory_added)} more memory"
+    lead += f"These settings take {human_bytes(given.memory_added)} more memory than there is now"
     if given.memory_added != now.memory_added:
-        lead += f" ({human_bytes(now.memory_added)} as set now)"
-    yield f'<p class="lead">{escape(lead)}.</p><ul class="figures">'
+        lead += f", those that are set {human_bytes(now.memory_added)}"
+    yield f'<p class="lead">{escape(lead)}.</p>{WORDS}<ul class="figures">'
     for name, value, before in (
         ("In large folios", *(percent(each.large, each.mapped) for each in (given, now))),
         ("TLB entries", *(f"{each.translations:,}" for each in (given, now))),

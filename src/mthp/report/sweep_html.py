@@ -24,7 +24,7 @@ from mthp.report.sweep import (
     wish_text,
     within_text,
 )
-from mthp.report.web.how import how_lines, rests_on
+from mthp.report.web.how import WORDS, how_lines, rests_on
 from mthp.report.web.memory_map import map_data, map_lines, mapping_lines
 from mthp.report.web.page import page_text, scrolls, text_of
 from mthp.report.web.time_curve import time_lines
@@ -45,6 +45,7 @@ def html_text(sweep: Sweep, picture: Picture) -> str:
     lines = (
         *_answer(sweep),
         *how_lines(sweep.base, _plan(sweep).settings if sweep.gains else sweep.base),
+        *_sooner(sweep),
         *_notes(sweep),
         *map_lines(picture, then, data["every"]),
         *_plots(sweep),
@@ -110,7 +111,7 @@ def _answer(sweep: Sweep) -> Iterator[str]:
             f"the processor needs {plan.translations:,} TLB entries to reach all of it instead of "
             f"{now.translations:,}. That takes {human_bytes(plan.memory_added)} more memory."
         )
-    yield f'<p class="lead">{lead}</p><ul class="figures">'
+    yield f'<p class="lead">{lead}</p>{WORDS}<ul class="figures">'
     for name, value, before in (
         ("In large folios", *(percent(each.large, each.mapped) for each in (plan, now))),
         ("TLB entries", *(f"{each.translations:,}" for each in (plan, now))),
@@ -132,11 +133,20 @@ def _answer(sweep: Sweep) -> Iterator[str]:
         why += f" What is set now does not: {_figures(now)}."
     if fewer := [each for each in sweep.plans if each.translations < plan.translations]:
         other = min(fewer, key=lambda each: (-each.translations, each.price))
-        why += f" The next with fewer, {plan_name(other)}, does not: {_figures(other)}."
+        why += f" The next with fewer, {plan_name(other)}, does not hold to it: {_figures(other)}."
     yield f"<p>{escape(why)}</p>"
-    if sweep.sooner:
-        texts = "; ".join(sooner_text(plan, each).removeprefix("sooner: ") for each in sweep.sooner)
-        yield f"<p>The same, sooner, for as much work in less time: {escape(texts)}.</p>"
+
+
+def _sooner(sweep: Sweep) -> Iterator[str]:
+    """How the same is had sooner."""
+    if sweep.gains and sweep.sooner:
+        plan = _plan(sweep)
+        texts = (sooner_text(plan, each).removeprefix("sooner: ") for each in sweep.sooner)
+        items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+        yield (
+            "<p>It is done by khugepaged, a part of Linux that goes through memory a little at a time. The "
+            f"same is had sooner, for as much work in less time, with</p><ul>{items}</ul>"
+        )
 
 
 def _notes(sweep: Sweep) -> Iterator[str]:

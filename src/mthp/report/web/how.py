@@ -12,6 +12,14 @@ from mthp.report.sweep import boot_parameter, tmpfiles_lines, tuned_lines, write
 from mthp.report.web.page import text_of
 from mthp.words.settings import Settings
 
+WORDS = (
+    '<p class="dim">A <b>folio</b> is what Linux keeps as one piece of memory: a page, usually of 4 KiB, '
+    "or many that lie together. <b>TLB entries</b> are what the processor remembers addresses by: the fewer "
+    "a program needs, the less it waits for them. <b>max_ptes_none</b> says how many pages that the program "
+    "never used may become part of one huge page; that is what adds memory.</p>"
+)
+"""What the words mean that the answer cannot do without."""
+
 
 def how_lines(base: Settings, settings: Settings) -> Iterator[str]:
     """How to come from one setting to another, until the next boot and for ever; nothing where they are the
