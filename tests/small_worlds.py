@@ -26,6 +26,7 @@ from mthp.machine.hold import Hold
 from mthp.machine.step import Access
 from mthp.machine.task import Task
 from mthp.mm import page_flags as pg
+from mthp.mm.memory import handle_user_fault
 from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, PageTable, Vma
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.page_counter import MemCgroup
@@ -586,6 +587,14 @@ class World:
         assert compare(before, self.kernel) == []
 
 
+def huge_fault(mm: Mm, address: int) -> None:
+    """A store faults, where a fault may give a whole table's page, and no other large one."""
+    kernel = mm.kernel
+    kernel.fault_orders = 1 << kernel.geometry.pmd_order
+    handle_user_fault(mm, address, write=True)
+    kernel.fault_orders = 0
+
+
 def scans(events: Iterable[Event]) -> list[ScanResult]:
     """The statuses of mm_khugepaged_scan_pmd."""
     return [event.status for event in events if isinstance(event, ScanPmd)]
@@ -620,6 +629,7 @@ __all__ = [
     "attempts",
     "hole",
     "huge",
+    "huge_fault",
     "isolations",
     "large",
     "lazyfree",

@@ -99,6 +99,21 @@ def write_shared(world: World, vma: Vma) -> None:
     assert world.mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE
 
 
+def write_shared_huge(world: World, vma: Vma) -> None:
+    """A huge page that a child of fork() maps too is taken for this process's alone."""
+    world.fork(vma)
+    world.mem.page_flags.raw[world.folio(vma, 16)] |= PAGE_ANON_EXCLUSIVE
+
+
+def lose_deposit(world: World, vma: Vma) -> None:
+    next(iter(world.mm.pmd_pages.values())).deposited.clear()
+
+
+def leave_deposit(world: World, vma: Vma) -> None:
+    page = next(iter(world.mm.pmd_pages.values()))
+    page.deposited[15] = [world.kernel.new_table().number]
+
+
 def hold_mmap_lock(world: World, vma: Vma) -> Hold:
     return world.mm.mmap_read_lock()
 
@@ -154,6 +169,9 @@ AT_REST: list[tuple[int, Corrupt, str]] = [
     (6, lose_table, "linked 0 times and deposited 0 times"),
     (6, link_twice, "linked 2 times and deposited 0 times"),
     (6, fill_deposited, "is deposited and not empty"),
+    (6, lose_deposit, "0 tables wait under the PMD, and should be 1"),
+    (6, leave_deposit, "1 tables wait under the PMD, and should be 0"),
+    (7, write_shared_huge, "mapped 2 times"),
     (7, warn, "a PMD was overwritten"),
     (7, write_shared, "mapped 2 times"),
     (9, hold_mmap_lock, "still holds mm1000.mmap_lock(read)"),

@@ -15,6 +15,7 @@ from mthp.mm.pgtable import pmd_ptr, pmdp_get_lockless
 from mthp.mm.pgtable_types import PFN_SHIFT, SOFT_DIRTY, YOUNG, Leaf, leaf_pte, zero_pte
 from mthp.mm.reports import (
     Discarding,
+    Forked,
     Gone,
     Moving,
     Pinned,
@@ -25,6 +26,7 @@ from mthp.mm.reports import (
     StoresForbidden,
     Zapped,
 )
+from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.races.stage import START, Size, Stage
 from mthp.races.world import RaceWorld
 from tests.small_worlds import TINY, World, hole, huge, no_table, small
@@ -76,6 +78,15 @@ def forbid_stores(stage: Stage, mm: Mm) -> None:
     stage.kernel.report(StoresForbidden(mm, vma))
 
 
+def share_store(stage: Stage, mm: Mm) -> None:
+    """What is stored after fork() is read in the child."""
+    child = stage.kernel.new_mm(5, "child")
+    page = stage.map_elsewhere(child, START, VM_DEFAULT, 100)
+    stage.kernel.report(Forked(mm, child, "store"))
+    stage.kernel.report(StoredTo(mm, START, 100, "store"))
+    stage.kernel.mem.content.raw[page] = 100
+
+
 @pytest.mark.parametrize(
     ("breach", "law"),
     [
@@ -86,6 +97,7 @@ def forbid_stores(stage: Stage, mm: Mm) -> None:
         (fill, 8),
         (lose_mark, 8),
         (forbid_stores, 14),
+        (share_store, 3),
     ],
 )
 def test_a_fact_can_be_found_broken(breach: Callable[[Stage, Mm], None], law: int) -> None:

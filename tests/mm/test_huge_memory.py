@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from mthp.machine.step import Access
 from mthp.mm.huge_memory import (
     copy_huge_pmd,
     do_huge_pmd_anonymous_page,
@@ -47,7 +48,9 @@ from tests.stages import after_a_collapse, at, entry, played, pmd
 def test_a_fault_puts_a_huge_page_where_the_table_was() -> None:
     stage = played("huge-fault")
     assert pmd_trans_huge(pmd(stage))
-    assert stage.kernel.mem.content.raw[pte_pfn(pmd(stage))] == 0
+    head = pte_pfn(pmd(stage))
+    nr = stage.kernel.geometry.ptrs_per_pte
+    assert list(stage.kernel.mem.content.raw[head : head + nr]) == [200, *[0] * (nr - 1)]
 
 
 @pytest.mark.parametrize("rival", ["zap-second", "uffd-wp", "zap-page", "shrink"])
@@ -130,7 +133,9 @@ def test_a_huge_page_on_its_way_comes_back_as_it_was(split: bool, exclusive: boo
     assert world.check(before.outside) == []
 
 
-@pytest.mark.parametrize("why", ["exclusive", "last user", "shared", "cached", "locked", "changed"])
+@pytest.mark.parametrize(
+    "why", ["exclusive", "last user", "shared", "cached", "swapped elsewhere", "locked", "changed"]
+)
 def test_a_store_to_a_huge_page_that_may_not_be_written(why: str) -> None:
     world = World(geometry=TINY)
     vma = world.vma(huge(4, without=WRITE))
@@ -140,20 +145,36 @@ def test_a_store_to_a_huge_page_that_may_not_be_written(why: str) -> None:
         mem.page_flags.raw[folio] &= ~PAGE_ANON_EXCLUSIVE
     if why == "shared":
         mem.refcount.raw[folio] += 1
-    elif why in ("cached", "locked"):
-        mem.flags.raw[folio] |= PG_SWAPCACHE if why == "cached" else PG_LOCKED
+    elif why == "locked":
+        mem.flags.raw[folio] |= PG_LOCKED
+    elif why in ("cached", "swapped elsewhere"):
+        mem.flags.raw[folio] |= PG_SWAPCACHE
+        mem.refcount.raw[folio] += 16
+        world.kernel.swap.add_to_cache(512, folio, 16)
+        world.kernel.swap.users |= {520: 1} if why != "cached" else {}
     orig = world.pmd(vma)
     if why == "changed":
         world.set_pmd(vma, orig ^ UFFD_WP)
+    waited = []
+
+    def hook(access: Access, word: object, index: int, bits: int) -> None:
+        if access is Access.WAIT:
+            waited.append(world.kernel.machine.current.held[:])
+            mem.flags.raw[folio] &= ~PG_LOCKED
+
+    world.kernel.machine.on_step = hook
     done = do_huge_pmd_wp_page(vma, vma.vm_start, slot(world, vma), orig)
-    reused = why in ("exclusive", "last user")
+    world.kernel.machine.on_step = None
+    assert waited == ([[]] if why == "locked" else [])
+    reused = why in ("exclusive", "last user", "cached", "locked")
+    assert mem.test(folio, PG_SWAPCACHE) is (why == "swapped elsewhere")
     assert done is (reused or why == "changed")
     assert pmd_trans_huge(world.pmd(vma)) is done
     if reused:
         flags = WRITE | YOUNG | DIRTY | SOFT_DIRTY
         assert world.pmd(vma) == orig | flags
         assert mem.page_flags.raw[folio] & PAGE_ANON_EXCLUSIVE
-    assert bool(mem.flags.raw[folio] & PG_LOCKED) is (why == "locked")
+    assert not mem.flags.raw[folio] & PG_LOCKED
     assert world.kernel.machine.current.held == []
 
 

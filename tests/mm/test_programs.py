@@ -23,7 +23,6 @@ from mthp.mm.gup import gup_fast
 from mthp.mm.huge_memory_split import split_folio, split_huge_pages_pid
 from mthp.mm.ksm import ksm_do_scan
 from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
-from mthp.mm.memory import handle_huge_fault
 from mthp.mm.migrate import migrate_folio, move_page
 from mthp.mm.mm_types import MM_SWAPENTS, Mm
 from mthp.mm.mmu import load, store
@@ -48,7 +47,7 @@ from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED, VM_MERGEABLE, VM_SOFTDIRTY, 
 from mthp.mm.vmscan import shrink_active_list, shrink_folio
 from mthp.words.profiles import V7_3
 from mthp.words.units import Folio
-from tests.small_worlds import TINY, Piece, World, hole, huge, large, small, swap, zero
+from tests.small_worlds import TINY, Piece, World, hole, huge, huge_fault, large, small, swap, zero
 
 PAGES = 32
 PLACES = (0x40000000, 0x50000000, 0x50005000)
@@ -110,7 +109,7 @@ def loads(program: Program, mm: Mm, page: int) -> None:
 
 
 def huge_faults(program: Program, mm: Mm, page: int) -> None:
-    handle_huge_fault(mm, program.address(mm, page))
+    huge_fault(mm, program.address(mm, page))
 
 
 def empties(program: Program, mm: Mm, page: int) -> None:

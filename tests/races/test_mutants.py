@@ -64,7 +64,7 @@ BOUNDED = {"slot-reuse"}
 """A world that takes a minute."""
 LONG = {
     *("swap-in", "swap-in-store", "swap-in-large", "swapoff", "swap-cache-free", "split-large"),
-    *("madv-collapse", "migrate"),
+    *("madv-collapse", "migrate", "large-fault-beside"),
 }
 """Worlds of some hundreds of executions and more."""
 

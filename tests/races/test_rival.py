@@ -32,7 +32,12 @@ def test_get_along(a: str, b: str, both: bool) -> None:
 
 
 def test_whoever_prepares_says_what() -> None:
-    untouched = {"fork", "fork-fails", "guest"}  # they add an mm or an MMU of their own
+    untouched = {
+        *("fork", "fork-fails", "fork-store", "guest"),  # they add an mm or an MMU of their own
+        *("any-fault", "huge-fault", "huge-zero-fault", "large-fault", "table-fault"),
+        "reuse",
+    }
+    """Pages stay what they are: faults may give more, or a right is asked for again."""
     plain = RIVALS["store"].prepare
     for name in LAWFUL:
         rival = RIVALS[name]

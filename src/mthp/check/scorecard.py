@@ -61,26 +61,34 @@ _TABLES = (
     "fork",
     "exit",
     "migrate",
+    "huge-fault",
+    "table-fault",
 )
 """Rivals that meet MADV_COLLAPSE of a mapping of several tables."""
 _LAYOUTS = {
     Layout.SECOND: ("store-both", "fault", "gup", "zap-page", "migrate", "migrate-neighbour", "swap-out",
-        "swap-out-neighbour", "store-neighbour", "uffd-wp", "fork", "remap-tail", "madv-collapse"),
+        "swap-out-neighbour", "store-neighbour", "uffd-wp", "fork", "remap-tail", "madv-collapse",
+        "large-fault-beside", "split-beside"),
     Layout.BOTH: ("store-both", "fault", "gup", "zap", "migrate", "migrate-neighbour", "swap-out-neighbour",
-        "shrink", "madv-collapse-pmd"),
+        "shrink", "madv-collapse-pmd", "large-fault", "deferred-split"),
     Layout.TWO_VMAS: ("store", "fault", "store-neighbour", "gup", "zap", "migrate", "migrate-neighbour",
-        "swap-out-neighbour", "shrink", "remap", "mremap", "fork", "exit"),
+        "swap-out-neighbour", "shrink", "remap", "mremap", "fork", "exit", "any-fault"),
     Layout.FILE: ("store", "fault", "gup", "zap", "migrate", "remap", "fork"),
     Layout.MEMCG: ("zap", "migrate", "swap-out", "hwpoison", "fork", "exit", "split",
-        "madv-collapse"),
+        "madv-collapse", "large-fault-beside", "deferred-split"),
     Layout.LOCKED: ("fault", "migrate", "move-pages", "swap-out", "referenced", "hwpoison", "fork",
-        "split", "ksm", "remap", "exit"),
-    Layout.READ_ONLY: ("store", "load", "gup", "zap", "migrate", "mremap", "ksm", "fork"),
+        "split", "ksm", "remap", "exit", "huge-fault", "large-fault-beside", "reuse"),
+    Layout.READ_ONLY: ("store", "load", "gup", "zap", "migrate", "mremap", "ksm", "fork", "fork-store"),
     Layout.HUGE: ("store", "gup", "zap", "zap-page", "move-pages", "split", "mremap", "mremap-ptes",
-        "shrink", "remap-tail", "fork", "madv-collapse"),
+        "shrink", "remap-tail", "fork", "madv-collapse", "huge-zero-fault", "fork-store", "reuse",
+        "lazyfree", "cold-page", "pageout"),
 }  # fmt: skip
 """Rivals for which it matters how a world is laid out."""
-_PAIRS = (("gup", "zap"), ("get", "zap-vma"), ("huge-fault", "move-pages"), ("hwpoison", "zap-vma"))
+_PAIRS = {
+    Size.PMD: (("gup", "zap"), ("get", "zap-vma"), ("huge-fault", "move-pages"), ("hwpoison", "zap-vma"),
+        ("huge-zero-fault", "zap-vma")),
+    Size.WINDOW: (("large-fault-beside", "madv-collapse-pmd"), ("large-fault", "zap-vma")),
+}  # fmt: skip
 
 
 def default_worlds(profile: str) -> list[RaceWorld]:
@@ -101,7 +109,7 @@ def default_worlds(profile: str) -> list[RaceWorld]:
         RaceWorld(size, profile, (name,), start=Start.DAEMON) for size in sizes for name in _SLOTS
     ]
     worlds += [RaceWorld(Size.PMD, profile, (name,), start=Start.MADVISE) for name in _TABLES]
-    worlds += [RaceWorld(Size.PMD, profile, pair) for pair in _PAIRS]
+    worlds += [RaceWorld(size, profile, pair) for size in sizes for pair in _PAIRS[size]]
     return [world for world in worlds if world.is_possible and world.is_for_all]
 
 

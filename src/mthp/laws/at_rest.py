@@ -35,6 +35,7 @@ from mthp.mm.pgtable_types import (
     SOFT_DIRTY,
     UFFD_WP,
     WRITE,
+    pmd_page,
     pte_none,
     pte_pfn,
     pte_present,
@@ -71,7 +72,8 @@ def law_2_tlbs_agree_with_the_page_table(rest: Rest) -> Iterator[Broken]:
             for i in range(1 << entry.order):
                 vpn = entry.vpn + i
                 pte = entries.get((entry.mm, vpn << kernel.geometry.page_shift), 0)
-                if not pte & PRESENT or pte_pfn(pte) != pte_pfn(entry.entry) + i:
+                frame = pmd_page(entry.entry, i) if entry.order else pte_pfn(entry.entry)
+                if not pte & PRESENT or pte_pfn(pte) != frame:
                     text = f"CPU {cpu.number} translates page {vpn:#x} to a frame it lost"
                     yield Broken(2, who, text)
                 elif pte & NO_ACCESS or entry.entry & WRITE & ~pte:
@@ -143,7 +145,9 @@ def law_5_references_are_explained(rest: Rest) -> Iterator[Broken]:
 
 
 def law_6_every_table_is_linked_or_deposited(rest: Rest) -> Iterator[Broken]:
-    """Every table that is not freed is linked or deposited once; a deposited one is empty."""
+    """Every table that is not freed is linked or deposited once; a deposited one is empty; one waits under
+    each huge PMD, and under no other.
+    """
     for number, table in rest.now.kernel.tables.items():
         what = Thing(Kind.TABLE, number)
         linked, deposited = rest.now.linked[number], rest.now.deposited[number]
@@ -152,6 +156,10 @@ def law_6_every_table_is_linked_or_deposited(rest: Rest) -> Iterator[Broken]:
             yield Broken(6, what, text)
         if deposited and any(table.ptes.raw):
             yield Broken(6, what, f"table {number} is deposited and not empty")
+    for where, (wanted, found) in rest.now.deposits.items():
+        if wanted != found:
+            text = f"{_name(where)}: {found} tables wait under the PMD, and should be {wanted}"
+            yield Broken(6, Thing(Kind.PMD, _name(where)), text)
 
 
 def law_7_nothing_is_overwritten_or_mapped_twice(rest: Rest) -> Iterator[Broken]:
@@ -161,8 +169,8 @@ def law_7_nothing_is_overwritten_or_mapped_twice(rest: Rest) -> Iterator[Broken]
     if "collapse_huge_page" in now.kernel.warnings:
         warning = now.kernel.warnings["collapse_huge_page"]
         yield Broken(7, Thing(Kind.PMD, "collapse_huge_page"), warning)
-    for page, by_ptes in now.pte_mappings.items():
-        mappings = by_ptes + now.pmd_mappings[mem.head.raw[page]]
+    for page in sorted({*now.pte_mappings, *now.pmd_mappings}):
+        mappings = now.pte_mappings[page] + now.pmd_mappings[mem.head.raw[page]]
         exclusive = mem.page_flags.raw[page] & PAGE_ANON_EXCLUSIVE
         if mappings > 1 and (exclusive or now.writable[page]):
             text = f"page {page} is exclusive or writable, and mapped {mappings} times"

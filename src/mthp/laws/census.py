@@ -63,7 +63,8 @@ class Census:
     what a load would see, 0 for a hole or the zero page; None where a load would fail.
     pte_mappings, pmd_mappings: page, folio -> how often the world's page tables map it. counted:
     (process, name of a counter) -> what it counts; books: what the counter says. swapped: slot -> PTEs
-    that name it; users: what the device says. vmas: (process, start) -> all else of a VMA. outside:
+    that name it; users: what the device says. deposits: (process, start of a PMD's range) -> how many tables
+    should wait under the PMD, and how many do. vmas: (process, start) -> all else of a VMA. outside:
     what others must have been holding then, if the world was sound.
     """
 
@@ -76,6 +77,7 @@ class Census:
         self.writable: Counter[int] = Counter()
         self.linked: Counter[int] = Counter()
         self.deposited: Counter[int] = Counter()
+        self.deposits: dict[Where, tuple[int, int]] = {}
         self.counted: Counter[tuple[int, str]] = Counter()
         self.swapped: Counter[int] = Counter()
         self.migrating: set[int] = set()
@@ -115,10 +117,13 @@ class Census:
         geometry = mm.geometry
         for index, page in mm.pmd_pages.items():
             for slot, pmd in enumerate(page.pmds.raw):
-                self.deposited.update(page.deposited.get(slot, ()))
-                if pmd_none(pmd):
+                deposited = page.deposited.get(slot, ())
+                self.deposited.update(deposited)
+                if pmd_none(pmd) and not deposited:
                     continue
                 start = (index * geometry.ptrs_per_pte + slot) << geometry.pmd_shift
+                wanted = not pmd_none(pmd) and not pmd_is_table(pmd)
+                self.deposits[mm.number, start] = int(wanted), len(deposited)
                 if pmd_is_table(pmd):
                     self.linked[pmd_pgtable(pmd)] += 1
                     table = self.kernel.tables.get(pmd_pgtable(pmd))
@@ -126,7 +131,7 @@ class Census:
                         continue
                     for i, pte in enumerate(table.ptes.raw):
                         self._entry(mm, start + (i << geometry.page_shift), pte)
-                elif pmd_present(pmd) and pte_pfn(pmd):
+                elif pmd_present(pmd):
                     self._huge(mm, start, pmd)
                 elif pmd_is_migration_entry(pmd):
                     self.migrating.add(pte_pfn(pmd))
@@ -157,10 +162,15 @@ class Census:
     def _huge(self, mm: Mm, start: int, pmd: int) -> None:
         mem = self.kernel.mem
         folio = pte_pfn(pmd)
+        if not folio:  # the huge zero page
+            for address in range(start, start + mm.geometry.pmd_size, mm.geometry.page_size):
+                self.entries[mm.number, address], self.contents[mm.number, address] = pmd, 0
+            return
         self.pmd_mappings[folio] += 1
         for i in range(mm.geometry.ptrs_per_pte):
             where = mm.number, start + (i << mm.geometry.page_shift)
             self.entries[where] = pmd + (i << PFN_SHIFT)
+            self.writable[folio + i] += pmd & WRITE != 0
             self.contents[where] = mem.content.raw[folio + i]
         self.counted[mm.number, MM_ANONPAGES] += mm.geometry.ptrs_per_pte
 

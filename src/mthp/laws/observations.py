@@ -26,6 +26,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.reports import (
     Discarding,
+    Forked,
     Gone,
     Halfway,
     Moving,
@@ -48,7 +49,9 @@ class Observations:
     legal: what a load may see. final: address -> task -> what must be read there in the end, if only
     that task wrote. origin, left: where pages moved to (and from where first), and away from; sources:
     from where each time. cleared, dirtied: (address, task) whose soft-dirty mark the task has cleared,
-    and whose it has set again. emptied: words of page tables, by name and index, that a rival made none.
+    and whose it has set again. apart: (mm, task) -> mms that must not see what the task stores there, since
+    it has forked one from the other; unseen: what must not be read at an address for that. emptied: words of
+    page tables, by name and index, that a rival made none.
     """
 
     COMMUTES: ClassVar[Mapping[str, str]] = {
@@ -65,6 +68,7 @@ class Observations:
             "protected",
             "missing",
             "read_only",
+            "unseen",
         ),
         "only added to, and read when no task works",
     )
@@ -87,6 +91,8 @@ class Observations:
         self.missing: set[Where] = set()
         self.read_only: list[StoresForbidden] = []
         self.emptied: dict[tuple[str, int], None] = {}
+        self.apart: defaultdict[tuple[Mm, str], list[Mm]] = defaultdict(list)
+        self.unseen: defaultdict[Where, set[int]] = defaultdict(set)
         self.cleared: dict[tuple[Where, str], None] = {}
         self.dirtied: dict[tuple[Where, str], None] = {}
         self.halfway: set[Mm] = set()
@@ -103,9 +109,11 @@ class Observations:
                 self.final[where][by] = value
                 if (where, by) in self.cleared:
                     self.dirtied[where, by] = None
+                for other in self.apart.get((mm, by), ()):
+                    self.unseen[other.number, address].add(value)
             case Zapping(mm, start, end):
                 for where in self._range(mm, start, end):
-                    self.legal[where].add(0)
+                    self.legal[where].add(self._of_file(where))
             case Zapped(mm, start, end, by):
                 for where in self._range(mm, start, end):
                     self.final[where][by] = 0
@@ -128,6 +136,9 @@ class Observations:
             case Registered(mm, start, end):
                 everywhere = self._range(mm, start, end)
                 self.missing.update(w for w in everywhere if self._is_missing(mm, w[1]))
+            case Forked(mm, child, by):
+                self.apart[mm, by].append(child)
+                self.apart[child, by].append(mm)
             case SoftDirtyCleared(mm, start, end, by):
                 self.cleared.update(dict.fromkeys((w, by) for w in self._range(mm, start, end)))
             case Gone(mm):
@@ -137,6 +148,15 @@ class Observations:
 
     def _range(self, mm: Mm, start: int, end: int) -> list[Where]:
         return [(mm.number, a) for a in range(start, end, mm.geometry.page_size)]
+
+    def _of_file(self, where: Where) -> int:
+        """What is read where nothing stands: what the file holds that was mapped there in the beginning, or
+        zeroes.
+        """
+        for (mm, start), (end, _, _, file) in self.begun.vmas.items():
+            if mm == where[0] and start <= where[1] < end:
+                return self.kernel.files.get(file, 0)
+        return 0
 
     def _move(self, moving: Moving) -> None:
         for where in self._range(moving.mm, moving.start, moving.start + moving.length):
@@ -218,6 +238,10 @@ def law_3_the_last_store_is_read(seen: Observations, census: Census) -> Iterator
     """Every address holds what was stored to it last, and a pinned page is still the mapped one."""
     for where, text in _wrong_contents(seen, census):
         if not _is_filled_again(seen, where):
+            yield Broken(3, Thing(Kind.ADDRESS, hex(where[1])), text)
+    for where, values in seen.unseen.items():
+        if (value := census.contents.get(where)) in values:
+            text = f"mm {where[0]} reads {value} at {where[1]:#x}, which was stored in another after fork()"
             yield Broken(3, Thing(Kind.ADDRESS, hex(where[1])), text)
     for pin in seen.pins:
         where = pin.mm.number, pin.address

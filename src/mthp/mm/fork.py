@@ -38,7 +38,7 @@ from mthp.mm.pgtable_types import (
     pte_pfn,
     pte_present,
 )
-from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
+from mthp.mm.reports import Forked, Gone, Halfway, Zapped, Zapping
 from mthp.mm.rmap import anon_vma_fork, folio_add_anon_rmap_ptes, remember_mm
 from mthp.mm.vm_flags import VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.mm.vma import free_pgtables, unlink
@@ -66,6 +66,7 @@ def dup_mmap(child: Mm, parent: Mm, khugepaged_fork: Enter) -> None:
         khugepaged_fork(child)
         for vma in parent.vmas:
             flush_tlb_mm_range(parent, vma.vm_start, vma.vm_end)
+    parent.kernel.report(Forked(parent, child, parent.machine.current.name))
 
 
 def copy_page_range(copy: Vma, vma: Vma) -> None:

@@ -12,6 +12,7 @@ from mthp.mm.mm_types import MM_ANONPAGES, Kernel, Mm, PmdPtr, Vma
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_counter import Gfp
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE, PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE
+from mthp.mm.page_vma_mapped import folio_lock
 from mthp.mm.pgtable import (
     PteMap,
     flush_tlb_mm_range,
@@ -57,6 +58,7 @@ from mthp.mm.rmap import (
     folio_remove_rmap_pmd,
     remember_mm,
 )
+from mthp.mm.swapfile import folio_free_swap
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP, VM_WRITE
 from mthp.words.profiles import DeferredMemcg
 from mthp.words.settings import FaultDefrag
@@ -314,8 +316,8 @@ def do_huge_pmd_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) 
 
     Kernel: mm/huge_memory.c, do_huge_pmd_wp_page().
     """
-    mem = vma.vm_mm.kernel.mem
-    folio = pmd_folio(orig_pmd)
+    kernel = vma.vm_mm.kernel
+    mem, folio = kernel.mem, pmd_folio(orig_pmd)
     if is_huge_zero_pmd(orig_pmd):
         done = do_huge_zero_wp_pmd(vma, address, pmd, orig_pmd)
         if not done:
@@ -329,20 +331,46 @@ def do_huge_pmd_wp_page(vma: Vma, address: Address, pmd: PmdPtr, orig_pmd: Pmd) 
         _reuse(vma, pmd, orig_pmd)
         ptl.release()
         return True
-    if mem.folio_trylock(folio):
-        # 1 + folio_test_swapcache(): a huge page of these worlds is never swapped
-        if mem.folio_ref_count(folio) == 1 and not mem.test(folio, PG_SWAPCACHE):
-            assert vma.anon_vma is not None
-            mem.anon_vma.raw[folio] = vma.anon_vma.number  # folio_move_anon_rmap()
-            mem.page_flags.set_bits(folio, PAGE_ANON_EXCLUSIVE)
-            mem.folio_unlock(folio)
-            _reuse(vma, pmd, orig_pmd)
+    if not mem.folio_trylock(folio):
+        mem.folio_get(folio)
+        ptl.release()
+        folio_lock(kernel, folio)
+        ptl = pmd_lock(pmd)
+        if pmdp_get_lockless(pmd) != orig_pmd:
             ptl.release()
+            mem.folio_unlock(folio)
+            mem.folio_put(folio)
             return True
-        mem.folio_unlock(folio)
+        mem.folio_put(folio)
+    reused = _is_alone(vma, folio)
+    mem.folio_unlock(folio)
+    if reused:
+        _reuse(vma, pmd, orig_pmd)
     ptl.release()
-    split_huge_pmd(vma, pmd, address)
-    return False
+    if not reused:
+        split_huge_pmd(vma, pmd, address)
+    return reused
+
+
+def _is_alone(vma: Vma, folio: Folio) -> bool:
+    """Whether a locked huge page is this process's alone, which it is marked as then. Caller holds the pmd
+    lock. Kernel: mm/huge_memory.c, do_huge_pmd_wp_page().
+    """
+    kernel = vma.vm_mm.kernel
+    mem = kernel.mem
+    if mem.page_flags.test_bits(folio, PAGE_ANON_EXCLUSIVE):
+        return True
+    cached = mem.folio_nr_pages(folio) if mem.test(folio, PG_SWAPCACHE) else 0
+    if mem.folio_ref_count(folio) > 1 + cached:
+        return False
+    if cached:
+        folio_free_swap(kernel, folio)
+    if mem.folio_ref_count(folio) != 1:
+        return False
+    assert vma.anon_vma is not None
+    mem.anon_vma.raw[folio] = vma.anon_vma.number  # folio_move_anon_rmap()
+    mem.page_flags.set_bits(folio, PAGE_ANON_EXCLUSIVE)
+    return True
 
 
 def _reuse(vma: Vma, pmd: PmdPtr, orig_pmd: Pmd) -> None:

@@ -91,23 +91,6 @@ def handle_user_fault(mm: Mm, address: Address, *, write: bool) -> None:
     fault_under_mmap_lock(mm, address, write=write)
 
 
-def handle_huge_fault(mm: Mm, address: Address) -> None:
-    """Handle a fault where the settings give a huge page to the range of an empty table.
-
-    Kernel: mm/memory.c, __handle_mm_fault(), create_huge_pmd().
-    """
-    vma = lock_vma_under_rcu(mm, address)
-    if vma is None:
-        return
-    pmd = pmd_ptr(mm, address, create=True)
-    assert pmd is not None
-    if pmd_none(pmdp_get_lockless(pmd)):
-        do_huge_pmd_anonymous_page(vma, address, pmd, write=True)
-    else:
-        handle_mm_fault(vma, address, write=True)
-    vma.vm_lock.leave()
-
-
 def fault_under_mmap_lock(mm: Mm, address: Address, *, write: bool) -> None:
     """Handle a fault that the VMA lock did not suffice for. Kernel: lock_mm_and_find_vma()."""
     with mm.mmap_read_lock() as mmap_lock:

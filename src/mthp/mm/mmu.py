@@ -17,6 +17,7 @@ from mthp.mm.pgtable_types import (
     YOUNG,
     Pte,
     pmd_is_table,
+    pmd_page,
     pmd_pgtable,
     pte_pfn,
     pte_present,
@@ -40,7 +41,7 @@ def lookup(cpu: Cpu, mm: Mm, vpn: int, *, write: bool) -> int | None:
             pteval = Pte(entry.entry)
             if write and not (pte_write(pteval) and pteval & DIRTY):
                 return None
-            return pte_pfn(pteval) + vpn - entry.vpn
+            return pmd_page(pteval, vpn - entry.vpn) if entry.order else pte_pfn(pteval)
     return None
 
 
@@ -62,7 +63,7 @@ def walk(cpu: Cpu, mm: Mm, address: Address, *, write: bool) -> int | None:
             if used == pmdval or pmd.page.pmds.replace(pmd.slot, pmdval, used):
                 first = pmd_index << geometry.pmd_order
                 _cache(cpu, TlbEntry(mm.number, first, geometry.pmd_order, used))
-                return pte_pfn(used) + geometry.pte_index(address)
+                return pmd_page(used, geometry.pte_index(address))
             pmdval = pmdp_get_lockless(pmd)
         number = pmd_pgtable(pmdval)
         cpu.walk_cache = (*cpu.walk_cache, (mm.number, pmd_index, number))

@@ -16,6 +16,7 @@ from mthp.mm.pgtable_types import (
     Leaf,
     Pmd,
     Pte,
+    is_huge_zero_pmd,
     leaf_kind,
     pmd_is_migration_entry,
     pmd_is_table,
@@ -114,7 +115,8 @@ def is_wanted_pmd(mm: Mm, pmdval: Pmd, wanted: int) -> bool:
     """Whether a PMD maps the folio of page `wanted`; for -page, whether it is its migration entry."""
     first, page = pte_pfn(pmdval), abs(wanted)
     kind = pmd_trans_huge if wanted > 0 else pmd_is_migration_entry
-    return kind(pmdval) and first <= page < first + mm.geometry.ptrs_per_pte
+    maps = kind(pmdval) and not is_huge_zero_pmd(pmdval)
+    return maps and first <= page < first + mm.geometry.ptrs_per_pte
 
 
 def is_wanted(pteval: Pte, wanted: int) -> bool:

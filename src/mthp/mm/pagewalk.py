@@ -11,7 +11,7 @@ from mthp.mm.pgtable import (
     pte_offset_map_lock,
     unlocked_after,
 )
-from mthp.mm.pgtable_types import pmd_folio, pmd_trans_huge, pte_pfn, pte_present
+from mthp.mm.pgtable_types import is_huge_zero_pmd, pmd_folio, pmd_trans_huge, pte_pfn, pte_present
 from mthp.words.units import Address, Pfn
 
 
@@ -28,6 +28,8 @@ def folio_walk(vma: Vma, address: Address) -> Pfn | None:
     if pmd_trans_huge(pmdp_get_lockless(pmd)):
         with pmd_lock(pmd):
             pmdval = pmdp_get_lockless(pmd)
+            if is_huge_zero_pmd(pmdval):
+                return None
             if pmd_trans_huge(pmdval):
                 kernel.mem.folio_get(pmd_folio(pmdval))
                 return Pfn(pte_pfn(pmdval) + mm.geometry.pte_index(address))

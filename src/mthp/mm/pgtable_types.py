@@ -187,6 +187,11 @@ def pmd_folio(pmd: int) -> Folio:
     return Folio(pte_pfn(pmd))
 
 
+def pmd_page(pmd: int, index: int) -> Pfn:
+    """The frame of a page of a huge PMD; every page of the huge zero page is the zero page."""
+    return ZERO_PFN if is_huge_zero_pmd(pmd) else Pfn(pte_pfn(pmd) + index)
+
+
 def pmd_pgtable(pmd: int) -> int:
     """The number of the table a PMD points to. Kernel: pmd_pgtable()."""
     return pmd >> PFN_SHIFT

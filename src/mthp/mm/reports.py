@@ -92,6 +92,14 @@ class Halfway(NamedTuple):
     building: bool
 
 
+class Forked(NamedTuple):
+    """fork() returned: what is stored in one of the mms from here on, the other does not see."""
+
+    mm: Mm
+    child: Mm
+    by: str
+
+
 class InstructionEnds(NamedTuple):
     """A CPU holds these translations after a walk."""
 

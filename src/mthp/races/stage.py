@@ -57,6 +57,7 @@ from mthp.mm.pgtable_types import (
     table_pmd,
 )
 from mthp.mm.rmap import new_anon_folio
+from mthp.mm.swap_clusters import SwapClusters
 from mthp.mm.vm_flags import VM_DEFAULT, VM_LOCKED, VM_READ, VM_WRITE
 from mthp.races.secondary_mmu import SecondaryMmu
 from mthp.words.profiles import Profile
@@ -72,7 +73,8 @@ SWAP_SLOT: Final = 1
 GARBAGE: Final = 666
 """What a fresh page holds before it is written to."""
 _ARENA: Final = 16
-"""Frames each task may allocate."""
+"""Frames each task may allocate, and slots."""
+_FIRST_SLOT: Final = 16
 
 USED: Final = WRITE | YOUNG | DIRTY | SOFT_DIRTY
 WRITTEN: Final = ON_LRU | PG_DIRTY
@@ -183,6 +185,25 @@ class Arenas(Allocator):
         """Nothing: it is never handed out again."""
 
 
+class Slots(SwapClusters):
+    """Each task has slots of its own to swap out to, as it has frames."""
+
+    def __init__(self, machine: Machine, names: Sequence[str]) -> None:
+        super().__init__(0, 0)
+        self.machine = machine
+        self.of = {name: _FIRST_SLOT + at * _ARENA for at, name in enumerate(names)}
+
+    def alloc(self, order: int) -> int:
+        """The next aligned ones of the running task's slots."""
+        name = self.machine.current.name
+        first = -(-self.of[name] >> order) << order
+        self.of[name] = first + (1 << order)
+        return first
+
+    def put(self, entry: int) -> None:
+        """Nothing: it is never given out again."""
+
+
 TaskBody = Callable[[], object]
 Observer = Callable[[Access, Any, int], None]
 
@@ -209,7 +230,7 @@ class Stage:
         tables: int = 1,
     ) -> None:
         self.kernel = kernel = Kernel(_SETTINGS[size, layout], profile, nr_cpus=cpus, debug=True)
-        kernel.fault_orders = 0  # a large one comes by the rival that is named for it
+        kernel.fault_orders = 0  # large ones come by the rivals that are named for them
         self.machine = kernel.machine
         self.size = size
         self.layout = layout
@@ -281,6 +302,11 @@ class Stage:
         return self.address(0)
 
     @property
+    def page_beside(self) -> Folio | None:
+        """The frame of the page beside the window, if one is mapped there."""
+        return None if self.beside is None else self.pages.get(self.beside)
+
+    @property
     def last(self) -> int:
         """The address of the mapping's last table."""
         return START + (self.tables - 1) * self.kernel.geometry.pmd_size
@@ -342,11 +368,15 @@ class Stage:
             return Folio(ZERO_PFN)
         return self._map_new(mm, start, content, flags)
 
-    def map_large(self) -> None:
-        """One folio of two pages, mapped by PTEs, in the place of the first page."""
-        self.unmap_page(0)
-        head = self._map_new(self.mm, self.window, 100, order=1)
-        self.pages |= {0: head, 1: Folio(Pfn(head + 1))}
+    def map_large(self, order: int = 1, first: int = 0) -> None:
+        """One folio of 1 << order pages, mapped by PTEs from page `first` on, in the place of what is
+        there.
+        """
+        pages = range(first, first + (1 << order))
+        for index in self.pages.keys() & pages:
+            self.unmap_page(index)
+        head = self._map_new(self.mm, self.address(first), 100 + first, order=order)
+        self.pages |= {index: Folio(Pfn(head + index - first)) for index in pages}
 
     def map_huge(self) -> None:
         """A huge page, as a collapse leaves it, in the place of the first page."""
@@ -432,6 +462,7 @@ class Stage:
             memcg.limit = memcg.usage.value + (1 << self.order) + 1
         names = [task.name for task, _ in self.tasks]
         mem.allocator = Arenas(mem, self.machine, names)
+        kernel.swap.clusters = Slots(self.machine, names)
         kernel.table_numbers = _TableNumbers(self.machine, names, len(kernel.tables) + 1)
         self.watch = Watch(kernel, self.khugepaged, collapsers)
         self.before, self.after = self.watch.before, self.watch.after

@@ -159,8 +159,8 @@ class RaceWorld:
             return False
         if self.layout is Layout.HUGE:
             return rival.reach is not Reach.PAGES and rival.takes <= ELSEWHERE
-        is_whole = StagePart.WINDOW in rival.takes and self.size is Size.PMD
-        return not (self.layout is Layout.TWO_VMAS and is_whole)
+        whole = StagePart.WINDOW if self.size is Size.PMD else StagePart.TABLE
+        return not (self.layout is Layout.TWO_VMAS and whole in rival.takes)
 
     def __call__(self) -> Stage:
         """A fresh stage."""

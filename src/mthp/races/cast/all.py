@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from mthp.races.cast.accesses import ACCESSES
 from mthp.races.cast.collapsers import SECOND_COLLAPSERS
+from mthp.races.cast.faults import FAULTS
 from mthp.races.cast.folios import FOLIOS
 from mthp.races.cast.mappings import MAPPINGS
 from mthp.races.cast.rival import Rival
@@ -17,6 +18,7 @@ from mthp.races.cast.uffd import UFFD
 SUBJECTS: Mapping[str, tuple[Rival, ...]] = MappingProxyType(
     {
         "loads, stores and walks": ACCESSES,
+        "faults of every order": FAULTS,
         "mappings": MAPPINGS,
         "swap and reclaim": SWAP,
         "folios": FOLIOS,

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
-from mthp.mm.huge_memory_split import split_huge_pages_pid, split_isolated
+from mthp.mm.huge_memory_split import deferred_split_scan, split_huge_pages_pid, split_isolated
 from mthp.mm.ksm import ksm_do_scan
+from mthp.mm.list_lru import Sublist
+from mthp.mm.madvise import madvise_dontneed
 from mthp.mm.memory_failure import memory_failure
 from mthp.mm.migrate import migrate_folio, move_page
 from mthp.mm.page_flags import (
@@ -18,18 +21,31 @@ from mthp.mm.page_flags import (
     PG_SWAPBACKED,
     PG_UPTODATE,
 )
+from mthp.mm.shrinker import SHRINK_BATCH
 from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
 from mthp.races.cast.accesses import store_and_load
-from mthp.races.cast.rival import BESIDE, ELSEWHERE, FIRST, HOLE, IS_LARGE, PAGES, WINDOW, Rival
+from mthp.races.cast.rival import (
+    BESIDE,
+    BESIDE_WINDOW,
+    ELSEWHERE,
+    FIRST,
+    HOLE,
+    IS_LARGE,
+    PAGES,
+    TABLE,
+    WINDOW,
+    Rival,
+)
 from mthp.races.stage import START, Stage
+from mthp.words.units import Folio
 
 POISONED: Final = "a poisoned page is never copied"
 KSM_PAGE: Final = PG_UPTODATE | PG_LRU | PG_ANON | PG_SWAPBACKED | PG_KSM
 
 
 def _migrate_beside(stage: Stage) -> None:
-    if stage.beside is not None:
-        migrate_folio(stage.kernel, stage.pages[stage.beside])
+    if (page := stage.page_beside) is not None:
+        migrate_folio(stage.kernel, page)
 
 
 def _poison(stage: Stage, index: int) -> None:
@@ -54,13 +70,50 @@ def _partially_mapped(stage: Stage) -> None:
     stage.kernel.mem.flags.raw[stage.pages[0]] |= PG_PARTIALLY_MAPPED
 
 
-def _split_queued(stage: Stage) -> None:
-    """The shrinker splits the first folio, if it is still there to be taken off its queue.
+def _large_table(stage: Stage) -> None:
+    stage.map_large(stage.kernel.geometry.pmd_order, -stage.first)
+
+
+def _queue_table(stage: Stage) -> None:
+    """The whole table is one large folio on the queue of those that may be underused: all but the window
+    is zeroes.
+    """
+    kernel = stage.kernel
+    _large_table(stage)
+    for index in stage.pages.keys() - range(1 << stage.order):
+        kernel.mem.content.raw[stage.pages[index]] = 0
+    kernel.settings = replace(kernel.settings, max_ptes_none=0)
+    kernel.mem.deferred_split_folio(stage.pages[-stage.first], partially_mapped=False)
+
+
+def _queue_part_of_table(stage: Stage) -> None:
+    """The whole table was one large folio, of which a page beside the window is not mapped any more."""
+    _large_table(stage)
+    if stage.beside is not None:
+        madvise_dontneed(stage.mm, stage.address(stage.beside), stage.address(stage.beside + 1))
+        del stage.pages[stage.beside]
+
+
+def _shrink_queue(stage: Stage) -> None:
+    """The shrinker goes through the queue of the process's node and cgroup."""
+    memcg = stage.mm.memcg.number if stage.mm.memcg is not None else 0
+    deferred_split_scan(stage.kernel, Sublist(0, memcg), SHRINK_BATCH)
+
+
+def _split_queued(stage: Stage, folio: Folio | None) -> None:
+    """The shrinker splits a folio, if it is still there to be taken off its queue.
 
     Folios of two pages are on no queue; what happens to one that is does not ask for its size.
     """
-    if stage.kernel.mem.folio_try_get(stage.pages[0]):
-        split_isolated(stage.kernel, stage.pages[0])
+    if folio is not None and stage.kernel.mem.folio_try_get(folio):
+        split_isolated(stage.kernel, folio)
+
+
+def _partially_mapped_beside(stage: Stage) -> None:
+    """The same beside the window."""
+    if stage.beside is not None:
+        stage.map_large(first=stage.beside)
+        stage.kernel.mem.flags.raw[stage.pages[stage.beside]] |= PG_PARTIALLY_MAPPED
 
 
 def _merged_page(stage: Stage) -> None:
@@ -100,7 +153,16 @@ FOLIOS = (
     Rival("split", "a folio that was collapsed is split again",
         lambda stage: split_huge_pages_pid(stage.mm, stage.window)),
     Rival("split-large", "the shrinker splits the large folio of the window",
-        _split_queued, _partially_mapped, WINDOW),
+        lambda stage: _split_queued(stage, stage.pages[0]), _partially_mapped, WINDOW),
+    Rival("split-beside", "the shrinker splits a large folio beside the window",
+        lambda stage: _split_queued(stage, stage.page_beside), _partially_mapped_beside,
+        BESIDE_WINDOW, reach=PAGES, needs=BESIDE),
+    Rival("deferred-split",
+        "the shrinker splits a folio as large as the table, of which a page is not mapped any more",
+        _shrink_queue, _queue_part_of_table, TABLE, needs=BESIDE),
+    Rival("underused",
+        "the shrinker splits a folio as large as the table, of which all but the window is zeroes",
+        _shrink_queue, _queue_table, TABLE, needs=BESIDE),
     Rival("ksm", "ksmd merges a page of the window with another process's",
         lambda stage: ksm_do_scan(stage.mm, stage.window, stage.elsewhere), _merged_page, ELSEWHERE,
         VM_MERGEABLE),

@@ -6,16 +6,15 @@ from __future__ import annotations
 from mthp.mm.folio import lru_add_drain
 from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm
 from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
-from mthp.mm.memory import handle_huge_fault
 from mthp.mm.mmu import store
 from mthp.mm.mprotect import mprotect, task_numa_work
 from mthp.mm.mremap import mremap, relocate_vma_down
 from mthp.mm.page_flags import PG_LOCKED
-from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.task_mmu import clear_refs_write
 from mthp.mm.vm_flags import VM_DEFAULT, VM_EXEC, VM_STACK_INCOMPLETE
 from mthp.mm.vma import munmap_and_mmap, munmap_tail
 from mthp.mm.vmscan import shrink_folio
+from mthp.races.cast.faults import add_child
 from mthp.races.cast.rival import (
     ELSEWHERE,
     FIRST,
@@ -38,11 +37,6 @@ def _zap_locked(stage: Stage) -> None:
     stage.kernel.mem.folio_unlock(stage.pages[0])
     stage.kernel.mem.folio_put(stage.pages[0])
     madvise_dontneed(stage.mm, START, stage.end)
-
-
-def _zap_and_fault(stage: Stage) -> None:
-    madvise_dontneed(stage.mm, START, stage.end)
-    handle_huge_fault(stage.mm, START)
 
 
 def _put_and_zap(stage: Stage) -> None:
@@ -91,12 +85,6 @@ def _clear_and_store(stage: Stage) -> None:
     store(stage.mm, stage.window, 200)
 
 
-def _add_child(stage: Stage, name: str) -> None:
-    """An empty mm, with the page that will hold its PMDs."""
-    child = stage.children[name] = stage.kernel.new_mm(2 + len(stage.children), name)
-    pmd_ptr(child, START, create=True)
-
-
 def _fork_fails(stage: Stage) -> None:
     child = stage.children["fork-fails"]
     dup_mmap_failing(child, stage.mm, stage.khugepaged.khugepaged_enter)
@@ -120,7 +108,6 @@ MAPPINGS = (
         lambda stage: stage.kernel.mem.refcount.take(stage.pages[0], 1), FIRST),
     Rival("zap-large", "MADV_DONTNEED of a page of a large folio", _zap_second, Stage.map_large,
         WINDOW, never_below_pmd=IS_LARGE),
-    Rival("huge-fault", "the table is zapped, and a fault puts a huge page there", _zap_and_fault),
     Rival("lazyfree", "MADV_FREE of a page, and reclaim that drops it", _free_lazily),
     Rival("remap", "munmap() and mmap() of the same range",
         lambda stage: munmap_and_mmap(stage.mm, stage.start)),
@@ -145,9 +132,9 @@ MAPPINGS = (
     Rival("soft-dirty", "soft-dirty marks are cleared, then a page is stored to", _clear_and_store),
     Rival("fork", "fork() of the process",
         lambda stage: dup_mmap(stage.children["fork"], stage.mm, stage.khugepaged.khugepaged_enter),
-        lambda stage: _add_child(stage, "fork")),
+        lambda stage: add_child(stage, "fork")),
     Rival("fork-fails", "fork() that fails half way", _fork_fails,
-        lambda stage: _add_child(stage, "fork-fails")),
+        lambda stage: add_child(stage, "fork-fails")),
     Rival("exec", "exec builds its temporary stack here", vm_flags=VM_STACK_INCOMPLETE,
         never_collapses=STACK),
     Rival("exec-shift", "exec shifts its temporary stack",

@@ -19,6 +19,8 @@ class StagePart(Enum):
     FIRST = "the first page"
     HOLE = "the window's empty PTE"
     WINDOW = "the whole window"
+    TABLE = "the whole table"
+    BESIDE = "what stands beside the window"
     ELSEWHERE = "a page outside the table"
     SWAP = "how the swap device works"
 
@@ -76,6 +78,8 @@ class Rival:
 HOLE = frozenset({StagePart.HOLE})
 FIRST = frozenset({StagePart.FIRST})
 WINDOW = frozenset({StagePart.WINDOW})
+BESIDE_WINDOW = frozenset({StagePart.BESIDE})
+TABLE = WINDOW | {StagePart.TABLE}
 ELSEWHERE = frozenset({StagePart.ELSEWHERE})
 BESIDE, TABLES = Place.BESIDE, Place.TABLES
 PAGES = Reach.PAGES

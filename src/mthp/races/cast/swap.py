@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from mthp.mm.folio import lru_add_drain
+from mthp.mm.madvise import MADV_COLD, MADV_PAGEOUT, do_madvise, madvise_free
 from mthp.mm.memory import handle_user_fault
 from mthp.mm.mmu import store
 from mthp.mm.page_flags import PG_DIRTY, PG_LOCKED, PG_SWAPCACHE, PG_WRITEBACK
@@ -11,8 +12,18 @@ from mthp.mm.pagewalk import folio_walk
 from mthp.mm.swapfile import unuse_mm
 from mthp.mm.vmscan import folio_end_writeback, shrink_active_list, shrink_folio
 from mthp.races.cast.accesses import store_and_load
-from mthp.races.cast.rival import BESIDE, HOLE, PAGES, WINDOW, Rival, StagePart
-from mthp.races.stage import SWAP_SLOT, Stage
+from mthp.races.cast.rival import (
+    BESIDE,
+    HOLE,
+    IS_LARGE,
+    PAGES,
+    WINDOW,
+    OnStage,
+    Rival,
+    StagePart,
+)
+from mthp.races.stage import START, SWAP_SLOT, Stage
+from mthp.words.units import Folio
 
 IS_OUT = "below PMD order a window is left alone of which a page is out"
 IN_WRITEBACK = HOLE | {StagePart.SWAP}
@@ -30,13 +41,13 @@ def _unuse_and_rest(stage: Stage) -> None:
 
 
 def _swap_out_beside(stage: Stage) -> None:
-    if stage.beside is not None:
-        shrink_folio(stage.kernel, stage.pages[stage.beside], SWAP_SLOT)
+    if (page := stage.page_beside) is not None:
+        shrink_folio(stage.kernel, page, SWAP_SLOT)
 
 
-def _age(stage: Stage, index: int | None) -> None:
-    if index is not None:
-        shrink_active_list(stage.kernel, stage.pages[index])
+def _age(stage: Stage, page: Folio | None) -> None:
+    if page is not None:
+        shrink_active_list(stage.kernel, page)
 
 
 def swapped_hole(stage: Stage) -> None:
@@ -101,6 +112,28 @@ def _reuse_slot(stage: Stage) -> None:
         shrink_folio(kernel, folio, SWAP_SLOT + 1)
 
 
+def _of_page(behavior: int) -> OnStage:
+    """Advice on the window's first page, which may be a part of a large folio."""
+    return lambda stage: do_madvise(stage.mm, stage.window, stage.address(1), behavior)
+
+
+def _of_table(behavior: int) -> OnStage:
+    return lambda stage: do_madvise(stage.mm, START, stage.end, behavior)
+
+
+def _free_large(stage: Stage) -> None:
+    """All of the large folio is given up, and reclaim drops it."""
+    madvise_free(stage.mm, stage.window, stage.address(2))
+    shrink_folio(stage.kernel, stage.pages[0])
+
+
+def _free_part(stage: Stage) -> None:
+    """A page of the large folio is given up, which is split for that, and reclaim drops the page."""
+    madvise_free(stage.mm, stage.window, stage.address(1))
+    lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
+    shrink_folio(stage.kernel, stage.pages[0])
+
+
 # fmt: off
 SWAP = (
     Rival("swap-out", "reclaim swaps a page of the window out",
@@ -108,9 +141,23 @@ SWAP = (
     Rival("swap-out-neighbour", "reclaim takes a page beside the window", _swap_out_beside,
         reach=PAGES, needs=BESIDE),
     Rival("referenced", "reclaim looks whether a page of the window was used",
-        lambda stage: _age(stage, 0), reach=PAGES),
+        lambda stage: _age(stage, stage.pages[0]), reach=PAGES),
     Rival("referenced-beside", "the same of a page beside the window",
-        lambda stage: _age(stage, stage.beside), reach=PAGES, needs=BESIDE),
+        lambda stage: _age(stage, stage.page_beside), reach=PAGES, needs=BESIDE),
+    Rival("cold", "MADV_COLD of the whole table", _of_table(MADV_COLD)),
+    Rival("cold-page", "MADV_COLD of a page of the window", _of_page(MADV_COLD)),
+    Rival("cold-part", "MADV_COLD of a page of a large folio", _of_page(MADV_COLD), Stage.map_large,
+        WINDOW),
+    Rival("pageout", "MADV_PAGEOUT of the whole table", _of_table(MADV_PAGEOUT)),
+    Rival("pageout-page", "MADV_PAGEOUT of a page of the window", _of_page(MADV_PAGEOUT)),
+    Rival("pageout-part", "MADV_PAGEOUT of a page of a large folio", _of_page(MADV_PAGEOUT),
+        Stage.map_large, WINDOW, never_below_pmd=f"{IS_LARGE}, and afterwards a page of it is out"),
+    Rival("pageout-large", "MADV_PAGEOUT of the table, where the window is a large folio",
+        _of_table(MADV_PAGEOUT), Stage.map_large, WINDOW, never_below_pmd=IS_LARGE),
+    Rival("lazyfree-large", "MADV_FREE of a large folio, and reclaim that drops it", _free_large,
+        Stage.map_large, WINDOW, never_below_pmd=IS_LARGE),
+    Rival("lazyfree-part", "MADV_FREE of a page of a large folio, and reclaim that drops it", _free_part,
+        Stage.map_large, WINDOW),
     Rival("swapped", "a page of the window is swapped out", prepare=swapped_hole, takes=HOLE,
         reach=PAGES, never_below_pmd=IS_OUT),
     Rival("swap-in", "a store faults at a swapped page of the window",
