@@ -177,7 +177,8 @@ PROGRAMS = {
         _java("g1", "JVM, G1", "-XX:+UseG1GC", "-Xms24m", "-Xmx128m", "Heap", marks=3),
         _java("zgc", "JVM, ZGC", "-XX:+UseZGC", "-Xms24m", "-Xmx160m", "Heap", marks=3),
         _java(
-            *("threads", "JVM, 1,000 threads that wait", "-XX:+UseSerialGC", "-Xmx64m", "Threads", "1000"),
+            *("threads", "JVM, interpreted, 1,000 threads that wait", "-Xint", "-XX:+UseSerialGC"),
+            *("-Xmx64m", "Threads", "1000"),
             marks=1,
         ),
         Program(
