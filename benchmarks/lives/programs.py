@@ -175,6 +175,12 @@ PROGRAMS = {
             environment={"MALLOC_CONF": "background_thread:false,dirty_decay_ms:-1,muzzy_decay_ms:-1"},
         ),
         _java("g1", "JVM, G1", "-XX:+UseG1GC", "-Xms24m", "-Xmx128m", "Heap", marks=3),
+        _java(
+            *("g1-steady", "JVM, G1, interpreted, one thread for each kind of collection", "-Xint"),
+            *("-XX:+UseG1GC", "-XX:ParallelGCThreads=1", "-XX:ConcGCThreads=1", "-Xms128m"),
+            *("-Xmx128m", "-Xmn32m", "Heap"),
+            marks=3,
+        ),
         _java("zgc", "JVM, ZGC", "-XX:+UseZGC", "-Xms24m", "-Xmx160m", "Heap", marks=3),
         _java(
             *("threads", "JVM, interpreted, 1,000 threads that wait", "-Xint", "-XX:+UseSerialGC"),
