@@ -208,6 +208,7 @@ class RecordedKhugepaged:
         """What it has done."""
         table = self.table
         return KhugepagedWork(
+            profile=self.kernel.profile.name,
             wakeups=self.wakeups,
             full_scans=self.full_scans,
             scanned=self.scanned,

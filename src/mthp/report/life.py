@@ -91,7 +91,7 @@ def _khugepaged(page: SafeConsole, lived: Lived) -> None:
     """What khugepaged did, and when."""
     texts = list(khugepaged_texts(lived))
     if texts:
-        page.heading("What khugepaged does meanwhile")
+        page.heading(khugepaged_title(lived))
     for text in texts:
         page.line(text, indent=2)
 
@@ -120,6 +120,13 @@ def shrunk_texts(lived: Lived) -> Iterator[str]:
             text += f" {plural(each.underused, 'of them was', 'of them were')} underused"
             text += f", and the zero page stands for {_bytes(lived, each.unmapped)} now."
         yield text
+
+
+def khugepaged_title(lived: Lived) -> str:
+    """What stands above khugepaged_texts()."""
+    work = lived.given.khugepaged
+    by = f" (profile {work.profile})" if work is not None else ""
+    return f"What khugepaged does meanwhile{by}"
 
 
 def khugepaged_texts(lived: Lived) -> Iterator[str]:
@@ -368,6 +375,7 @@ def _work_values(shift: int, work: KhugepagedWork | None) -> dict[str, Any] | No
     if work is None:
         return None
     return {
+        "profile": work.profile,
         "wakeups": work.wakeups,
         "full_scans": work.full_scans,
         "scanned_pages": work.scanned,

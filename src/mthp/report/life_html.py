@@ -8,7 +8,13 @@ from html import escape
 
 from mthp import __version__
 from mthp.life.recorded_records import LifeOutcome, LifeSweep, Lived
-from mthp.report.life import fault_time, held_text, khugepaged_texts, shrunk_texts
+from mthp.report.life import (
+    fault_time,
+    held_text,
+    khugepaged_texts,
+    khugepaged_title,
+    shrunk_texts,
+)
 from mthp.report.phrases import order_name, percent, short_time
 from mthp.report.web.how import how_lines
 from mthp.report.web.life_curves import curve_lines, multiple_lines, size_lines
@@ -92,7 +98,7 @@ def _verdict(lived: Lived) -> Iterator[str]:
 def _beside(lived: Lived) -> Iterator[str]:
     """What happens beside the program."""
     for title, texts in (
-        ("What khugepaged does meanwhile", [*khugepaged_texts(lived)]),
+        (khugepaged_title(lived), [*khugepaged_texts(lived)]),
         ("What comes back when memory is asked for", [*shrunk_texts(lived)]),
     ):
         if texts:
