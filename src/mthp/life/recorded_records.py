@@ -71,10 +71,10 @@ class KhugepagedPoint:
 
 @dataclass(frozen=True)
 class KhugepagedWork:
-    """What khugepaged did in a life. profile: whose rules it went by. scanned: what it spent of pages_to_scan.
-    collapsed: order -> folios it made. copied, filled: pages of these; frames_added: that memory in use grew
-    by. attempts: folios it allocated. lacking: windows it refused since no fault shows that any of their pages
-    was used. points: after each wakeup that collapsed something."""
+    """What khugepaged did in a life. profile: whose rules it went by. scanned: what it spent of
+    pages_to_scan. collapsed: order -> folios it made. copied, filled: pages of these; frames_added: that
+    memory in use grew by. attempts: folios it allocated. lacking: windows it refused since no fault shows
+    that any of their pages was used. points: after each wakeup that collapsed something."""
 
     profile: str
     wakeups: int
