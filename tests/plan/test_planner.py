@@ -251,3 +251,27 @@ def test_no_wakeup_is_later_than_is_said(seed: int) -> None:
             assert plan.settings == each
             exact += plan.last_collapse_ms is not None
     assert exact
+
+
+def test_for_how_much_a_block_is_free_now() -> None:
+    """The largest folios first, and what is left of their blocks for the smaller ones."""
+    owner = made_process(0, 3)
+    for row, pages in enumerate((PTRS, PTRS, 64)):
+        fill(owner, row, slice(0, pages), 4096 + row * PTRS)
+    settings = always(4, 9, max_ptes_none=0)
+    for blocks, pages in (
+        ({0: 4000, 3: 9}, 0),
+        ({4: 3}, 48),
+        ({4: 3, 9: 1}, 512 + 48),
+        ({10: 1, 5: 1}, 1024 + 32),
+        ({10: 2}, 1024 + 64),
+    ):
+        planner = Planner(WorldArrays((NodeState(blocks),), [owner]), DEFAULT, settings)
+        plan = planner.plan(settings)
+        if not plan.windows:  # too little memory for all
+            plan = replace(plan, windows={4: 4, 9: 2})
+        assert planner.has_blocks_for(plan) == pages * 4096
+    endless = Planner(WorldArrays((NodeState(None),), [owner]), DEFAULT, settings)
+    plan = endless.plan(settings)
+    assert plan.windows == {4: 4, 9: 2}
+    assert endless.has_blocks_for(plan) is None

@@ -39,6 +39,7 @@ def run_plan(args: argparse.Namespace) -> int:
         zero_filled=planner.zero_filled,
         underused=(underused[0], underused[1]) if underused[0] and underused[1] else None,
         timelines=(lines[1], lines[0]) if args.timeline else None,
+        has_blocks=(planner.has_blocks_for(now), planner.has_blocks_for(given)),
         costs=PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED),
         names=planning.names((now, given)),
         seconds=time.monotonic() - began,

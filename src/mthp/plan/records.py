@@ -293,8 +293,9 @@ class Comparison:
     the captured folios that are mapped in part. zero_filled: bytes of pages that hold nothing but zeros, and
     those of them in large folios; None where that was not looked at. underused: as set and as given; None
     where it was not looked at. timelines: memory against time, as set and as given; None where the engine was
-    not run for it. costs: what time is reckoned by. names: (pid, start) -> process and mapping, where either
-    adds memory. The rest as Sweep's.
+    not run for it. has_blocks: bytes of the new folios for which a block is free, as set and as given; None
+    where that is not known. costs: what time is reckoned by. names: (pid, start) -> process and mapping,
+    where either adds memory. The rest as Sweep's.
     """
 
     basis: Basis
@@ -305,6 +306,7 @@ class Comparison:
     zero_filled: tuple[int, int] | None
     underused: tuple[Underused, Underused] | None
     timelines: tuple[tuple[TimePoint, ...], tuple[TimePoint, ...]] | None
+    has_blocks: tuple[int | None, int | None]
     costs: CostTable
     names: Mapping[tuple[int, int], tuple[str, str]]
     seconds: float

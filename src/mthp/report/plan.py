@@ -15,7 +15,7 @@ from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, more_memory, order_name, percent, plural, short_time
 from mthp.report.sweep import plan_values, sizes_text, within_text, writes
 from mthp.report.timeline import render_timeline
-from mthp.words.costs import CostTable, costs_document
+from mthp.words.costs import costs_document
 from mthp.words.units import human_bytes
 
 SCHEMA_VERSION = 1
@@ -86,13 +86,19 @@ def size_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
 def figure_rows(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
     """What both plans come to: names and figures."""
     plans = comparison.now, comparison.given
-    figures = (_figures(plan, comparison.cpus, comparison.costs) for plan in plans)
+    figures = (
+        _figures(plan, has_blocks, comparison)
+        for plan, has_blocks in zip(plans, comparison.has_blocks, strict=True)
+    )
     for (name, now), (_, given) in zip(*figures, strict=True):
         yield name, now, given
 
 
-def _figures(plan: BulkVerdict, cpus: int, costs: CostTable) -> Iterator[tuple[str, str]]:
+def _figures(
+    plan: BulkVerdict, has_blocks: int | None, comparison: Comparison
+) -> Iterator[tuple[str, str]]:
     """What a plan comes to: names and figures."""
+    cpus, costs = comparison.cpus, comparison.costs
     yield "in large folios", percent(plan.large, plan.mapped)
     yield "memory added", human_bytes(plan.memory_added)
     yield "mapped by PMDs", percent(round(plan.reach * plan.mapped), plan.mapped)
@@ -101,6 +107,9 @@ def _figures(plan: BulkVerdict, cpus: int, costs: CostTable) -> Iterator[tuple[s
         yield f"  {TLB_ENTRIES:,} of them reach", percent(plan.reached(kind), plan.mapped)
     yield "copied", human_bytes(plan.copied_bytes)
     yield "cleared", human_bytes(plan.collapsed_bytes - plan.copied_bytes)
+    has = plan.collapsed_bytes if has_blocks is None else has_blocks
+    text = "all" if has == plan.collapsed_bytes else percent(has, plan.collapsed_bytes)
+    yield "new folios with a block free now", text if plan.windows else "–"
     yield "flushes of a PMD's range", f"{plan.flushes:,}"
     yield "IPIs", f"{plan.flushes * (cpus - 1):,}"
     yield "last collapse within", within_text(plan)
@@ -191,6 +200,7 @@ def plan_document(comparison: Comparison) -> dict[str, Any]:
         **basis_values(comparison.basis),
         "now": _values(comparison, comparison.now),
         "given": _values(comparison, comparison.given),
+        "has_blocks_bytes": dict(zip(("now", "given"), comparison.has_blocks, strict=True)),
         "partly_mapped": asdict(comparison.partly),
         "zero_filled": None
         if comparison.zero_filled is None
