@@ -31,6 +31,6 @@ def test_the_tables_of_a_sweep_are_of_both_kinds(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(plan, "SWEEP_TABLES", 64)
     settings = Settings()
     planner = Planner(plan.image(), PROFILES["7.3"], settings)
-    simple, others, with_shared = planner.plain[0]
-    assert (len(simple.row), len(others.row), len(with_shared.row)) == (60, 4, 0)
+    simple, others = planner.plain[0]
+    assert (len(simple.row), len(others.row)) == (60, 4)
     assert len({*plan.grid(settings)}) == plan.SETTINGS

@@ -135,7 +135,7 @@ class Collapsed(NamedTuple):
 class Tables:
     """Plain tables, in runs of some that follow each other. starts: where each run begins. present: how many
     pages each table of a run has, which matters to limits of the PMD order that are neither 0 nor all. rows:
-    where each table stands among its process's.
+    where each table stands among its process's; None where they are all of these.
     """
 
     pages: PackedPages
@@ -204,8 +204,9 @@ class Tables:
     @cached_property
     def last_rows(self) -> Counts:
         """That of the last table of each run."""
-        rows = np.arange(self.pages.in_use.shape[1]) if self.rows is None else self.rows
-        return np.maximum.reduceat(rows, self.starts) if len(rows) else rows
+        if self.rows is None:
+            return self.starts + self.tables - 1
+        return np.maximum.reduceat(self.rows, self.starts) if len(self.rows) else self.rows
 
     def answer(self, asked: Asked) -> Answer:
         """The answer. The tables are looked at once for each question."""
