@@ -181,7 +181,11 @@ PROGRAMS = {
             *("-Xmx128m", "-Xmn32m", "Heap"),
             marks=3,
         ),
-        _java("zgc", "JVM, ZGC", "-XX:+UseZGC", "-Xms24m", "-Xmx160m", "Heap", marks=3),
+        _java(
+            *("zgc", "JVM, ZGC, interpreted: what is not its heap", "-Xint", "-XX:+UseZGC"),
+            *("-XX:ConcGCThreads=1", "-XX:ParallelGCThreads=1", "-Xms160m", "-Xmx160m", "Heap"),
+            marks=3,
+        ),
         _java(
             *("threads", "JVM, interpreted, 1,000 threads that wait", "-Xint", "-XX:+UseSerialGC"),
             *("-Xmx64m", "Threads", "1000"),

@@ -17,12 +17,12 @@ from mthp.lab.kernels.kernels import find
 
 ROOT = Path(__file__).parent.parent.parent
 KEPT = ROOT / "docs/examples/lives"
-NAMES = sorted(path.stem for path in KEPT.glob("*.json"))
+NAMES = sorted(str(path.relative_to(KEPT))[:-5] for path in KEPT.rglob("*.json"))
 PAGE = (ROOT / "docs/life.md").read_text() + (ROOT / "docs/findings.md").read_text()
 DRAWN = [name for name in NAMES if f"drawings/life-{name}.svg" in PAGE]
 
 
-OWN_MIND = {"g1": 4, "redis": 1}
+OWN_MIND = {"g1": 4, "redis": 1, "node": 1}
 """Programs that do something at their marks, as threads and clocks have it: by how many per cent they may be
 off."""
 
@@ -50,7 +50,7 @@ def test_stacks_are_as_predicted() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_programs_are_as_predicted(name: str) -> None:
     seen = read_seen(KEPT, name)
-    assert seen.title == PROGRAMS[name].title
+    assert seen.title == PROGRAMS[Path(name).name].title
     held(seen, OWN_MIND.get(name, 0))
     assert all(row in PAGE for row in table_of(seen))
     rows = [row for row in PAGE.splitlines() if row.startswith(f"| {seen.title} | ")]
