@@ -34,8 +34,10 @@ class ListLru:
         self.nr_deferred: dict[Sublist, int] = {}
 
     def has(self, item: Folio, of: Sublist) -> bool:
-        """Whether it is listed, as somebody sees who holds no lock. Kernel: list_empty() of the item."""
-        return item in self.lists.get(of, ())
+        """Whether it is listed, as somebody sees who holds no lock: the item knows, whatever else is listed.
+        Kernel: list_empty() of the item.
+        """
+        return self.machine.data_race(lambda: item in self.lists.get(of, ()))
 
     def add(self, item: Folio, of: Sublist) -> None:
         """Put it at the end of a list, if it is not there. Kernel: list_lru_add()."""
