@@ -7,7 +7,7 @@ from mthp.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE, do_madvise
 from mthp.mm.mm_types import Mm, linear_page_index
 from mthp.mm.mprotect import do_mprotect
 from mthp.mm.mremap import do_mremap
-from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_READ
+from mthp.mm.vm_flags import VM_ACCOUNT, VM_DEFAULT, VM_HUGEPAGE, VM_READ
 from tests.small_worlds import TINY, World, huge, small
 
 PAGE = 0x1000
@@ -52,7 +52,7 @@ def test_a_gap_is_told_of_and_does_not_end_advice() -> None:
 
 def test_a_mapping_that_begins_within_a_huge_page_splits_it() -> None:
     world = World(geometry=TINY)
-    vma = world.vma(huge(4))
+    vma = world.vma(huge(4), flags=VM_DEFAULT | VM_ACCOUNT)
     assert do_mprotect(world.mm, vma.vm_start, vma.vm_start + 4 * PAGE, VM_READ) == 0
     assert world.kernel.vmstat.events["thp_split_pmd"] == 1
     assert do_mprotect(world.mm, vma.vm_start, vma.vm_start + 4 * PAGE, VM_DEFAULT) == 0
