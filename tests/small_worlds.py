@@ -464,10 +464,12 @@ class World:
         return PMD_NONE if pmd is None else pmd.page.pmds.raw[pmd.slot]
 
     def set_pmd(self, vma: Vma, value: int) -> None:
-        """Overwrite the first PMD of a VMA."""
+        """Overwrite the first PMD of a VMA; a table waits under it, unless it is none or shows one."""
         pmd = pmd_ptr(vma.vm_mm, vma.vm_start, create=True)
         assert pmd is not None
         pmd.page.pmds.raw[pmd.slot] = value
+        if not pmd_none(value) and not pmd_is_table(value):
+            pmd.page.deposited[pmd.slot] = [self.kernel.new_table().number]
 
     def address(self, vma: Vma, page: int) -> int:
         return vma.vm_start + page * self.geometry.page_size

@@ -41,9 +41,7 @@ def test_whoever_prepares_says_what() -> None:
     plain = RIVALS["store"].prepare
     for name in LAWFUL:
         rival = RIVALS[name]
-        assert (rival.prepare is plain) is (not rival.takes or name.startswith("mremap")) or (
-            name in untouched
-        )
+        assert (rival.prepare is plain) is (not rival.takes) or name in untouched
 
 
 def test_the_whole_window_is_nobody_elses() -> None:

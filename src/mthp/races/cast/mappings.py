@@ -10,6 +10,7 @@ from mthp.mm.mmu import store
 from mthp.mm.mprotect import mprotect, task_numa_work
 from mthp.mm.mremap import mremap, relocate_vma_down
 from mthp.mm.page_flags import PG_LOCKED
+from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.task_mmu import clear_refs_write
 from mthp.mm.vm_flags import VM_DEFAULT, VM_EXEC, VM_STACK_INCOMPLETE
 from mthp.mm.vma import munmap_and_mmap, munmap_tail
@@ -90,6 +91,11 @@ def _fork_fails(stage: Stage) -> None:
     dup_mmap_failing(child, stage.mm, stage.khugepaged.khugepaged_enter)
 
 
+def _reach_far(stage: Stage) -> None:
+    """There are PMDs there already: that they appear is no step, and walks by rmap look for them."""
+    pmd_ptr(stage.mm, stage.far, create=True)
+
+
 STACK = "exec's temporary stack is left alone, and is elsewhere once it is shifted"
 
 # fmt: off
@@ -121,11 +127,11 @@ MAPPINGS = (
     Rival("shrink", "munmap() of all but the first page of the window",
         lambda stage: munmap_tail(stage.mm, stage.address(1))),
     Rival("mremap", "mremap() moves the whole table elsewhere",
-        lambda stage: mremap(stage.mm, stage.start, stage.far), takes=ELSEWHERE),
+        lambda stage: mremap(stage.mm, stage.start, stage.far), _reach_far, takes=ELSEWHERE),
     Rival("mremap-ptes", "mremap() moves the table's pages one by one",
         lambda stage: mremap(stage.mm, stage.start,
             stage.far + stage.kernel.geometry.page_size),
-        takes=ELSEWHERE),
+        _reach_far, takes=ELSEWHERE),
     Rival("mprotect", "mprotect() takes the right to store away",
         lambda stage: mprotect(stage.mm, START, stage.end)),
     Rival("numa-hint", "NUMA hints are given to the table, and a store hits one", _hint_and_store),
