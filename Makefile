@@ -10,6 +10,9 @@ N ?= 100
 SEED ?= 1
 JOBS ?= $(shell nproc)
 
+# How many tests run at a time: one more than there are cores, for tests wait, too.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+
 .PHONY: venv run test mutants lab slow lint types check docs bench man picture wheel clean
 
 venv: $(STAMP)
@@ -27,7 +30,7 @@ run: venv
 	$(BIN)/python -m mthp.demo
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lab: venv
 	$(BIN)/python -m pytest -m lab -rs tests

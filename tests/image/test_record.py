@@ -270,10 +270,17 @@ def test_killed_it_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "a.npz").exists()
 
 
+def commands_of(pids: list[int]) -> list[bytes]:
+    return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+
+
 def test_what_a_killed_watchdog_leaves_the_next_run_removes(tmp_path: Path) -> None:
     with at_work(tmp_path / "a.npz", "exec sleep 20") as (recorder, folder):
-        below = children_of(recorder.pid)
-        asleep = next(pid for pid in below if b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        command = b"sleep\x0020\x00"  # until then it has the recorder's words, or the shell's
+        until = time.monotonic() + 20
+        while command not in (of := commands_of(below := children_of(recorder.pid))):
+            assert time.monotonic() < until
+        asleep = below[of.index(command)]
         end([pid for pid in below if pid != asleep])
         assert (folder / "tracing_on").read_text() == "1\n"
         recorder.kill()
