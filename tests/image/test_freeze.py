@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,8 @@ def killed_at_random(tmp_path: Path, endings: list[signal.Signals], draw: random
                 while states(kid.pid) != {"t"} and capture.poll() is None:
                     assert time.monotonic() < end
                 time.sleep(draw.random() * 0.06)
-                os.killpg(capture.pid, ending)  # its whole group: no process of ours would be left
+                with suppress(ProcessLookupError):  # it is done already
+                    os.killpg(capture.pid, ending)  # its group: no process of ours would be left
             goes_on(kid.pid)
             load(folder / "x.npz")
         with snapping(program, folder, kid.pid) as capture:
