@@ -182,9 +182,10 @@ def test_entering_needs_a_vma_that_can_be_collapsed() -> None:
     daemon = world.khugepaged
     daemon.khugepaged_exit(world.mm)
     assert world.mm.flags.value & MMF_VM_HUGEPAGE == 0
-    daemon.khugepaged_enter_vma(world.vma(small(NR), flags=VM_DEFAULT | VM_NOHUGEPAGE))
+    vma = world.vma(small(NR), flags=VM_DEFAULT | VM_NOHUGEPAGE)
+    daemon.khugepaged_enter_vma(vma, vma.vm_flags)
     assert daemon.mm_slots == []
-    daemon.khugepaged_enter_vma(world.vma(small(NR), at=0x50000000))
+    daemon.khugepaged_enter_vma(vma, VM_DEFAULT)
     daemon.khugepaged_enter(world.mm)
     assert daemon.mm_slots == [world.mm]
     assert world.mm.flags.value & MMF_VM_HUGEPAGE
@@ -300,6 +301,6 @@ def test_a_vma_registers_its_mm_where_anything_may_be_collapsed() -> None:
         mm = world.kernel.new_mm(7)
         vma = world.vma(small(NR), mm=mm, flags=flags)
         for _ in range(2):
-            world.khugepaged.khugepaged_enter_vma(vma)
+            world.khugepaged.khugepaged_enter_vma(vma, vma.vm_flags)
         assert world.khugepaged.mm_slots == [world.mm, mm][: 1 + enters]
         assert bool(mm.flags.value & MMF_VM_HUGEPAGE) is enters

@@ -266,6 +266,26 @@ def test_nothing_is_registered_that_no_size_is_enabled_for() -> None:
     assert replay.khugepaged is not None and replay.khugepaged.wakeups == 0
 
 
+@pytest.mark.parametrize(("profile", "registers"), [(V7_3, False), (PMD_ONLY, True)])
+def test_advice_that_changes_nothing_registers_before_7_2(
+    profile: Profile, registers: bool
+) -> None:
+    """The first was said while nothing was written: there was no anon_vma."""
+    program = RecordedProgram()
+    program.mmap(0, TABLE)
+    program.read(0)
+    program.madvise(0, TABLE, HUGEPAGE)
+    program.write(1, 8)
+    program.madvise(0, 16, HUGEPAGE)
+    program.wait(60 * SECOND)
+    program.madvise(0, 1, HUGEPAGE)
+    settings = OFF.with_enabled(parse_enabled_flag("2MB=madvise"))
+    replay = RecordedReplay(program.recording(), settings, Meanwhile(profile))
+    replay.run()
+    assert replay.khugepaged is not None
+    assert (replay.khugepaged.wakeups > 0) is registers
+
+
 def test_what_a_child_only_reads_counts_as_unused_unless_all_is_taken_to_be_young() -> None:
     program = RecordedProgram()
     program.mmap(0, TABLE)

@@ -127,12 +127,12 @@ class Khugepaged:
         if oldmm.mm_flags_test(MMF_VM_HUGEPAGE):
             self.khugepaged_enter(mm)
 
-    def khugepaged_enter_vma(self, vma: Vma) -> None:
-        """Register the mm if the VMA can be collapsed. Kernel: khugepaged_enter_vma()."""
+    def khugepaged_enter_vma(self, vma: Vma, vm_flags: int) -> None:
+        """Register the mm if the VMA can be collapsed under these flags. Kernel: khugepaged_enter_vma()."""
         mm = vma.vm_mm
         if mm.mm_flags_test(MMF_VM_HUGEPAGE) or not hugepage_enabled(self.kernel):
             return
-        if collapse_possible_orders(vma, vma.vm_flags, Tva.KHUGEPAGED):
+        if collapse_possible_orders(vma, vm_flags, Tva.KHUGEPAGED):
             self.khugepaged_enter(mm)
 
     def khugepaged_exit(self, mm: Mm) -> None:

@@ -173,6 +173,8 @@ class Calls:
         if found is None:
             return
         advice = args[2]
+        if advice == MADV_HUGEPAGE:
+            space.advised_huge(*found)
         if advice in TRAIT_OF_ADVICE:
             space.change(*found, **TRAIT_OF_ADVICE[advice])
         elif advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):

@@ -16,7 +16,7 @@ from mthp.life.recorded_records import KhugepagedPoint, KhugepagedWork
 from mthp.life.recorded_space import Backing, RecordedSpace, Span
 from mthp.mm.huge_mm import Tva
 from mthp.mm.mm_types import Kernel
-from mthp.words.profiles import Profile, ScanCost
+from mthp.words.profiles import HugepageMadvise, Profile, ScanCost
 from mthp.words.settings import Settings
 
 MILLISECOND = 1_000_000
@@ -35,6 +35,7 @@ class RecordedKhugepaged:
         self, pages: PageStore, settings: Settings, profile: Profile, *, all_young: bool = False
     ) -> None:
         self.kernel = Kernel(settings, profile)
+        self.by_any_call = profile.hugepage_madvise is HugepageMadvise.ANY_CALL
         self.table = TableCollapse(pages, self.kernel, all_young=all_young)
         self.slots: list[RecordedSpace] = []
         self.slot: RecordedSpace | None = None

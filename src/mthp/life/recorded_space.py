@@ -75,7 +75,10 @@ def _joins(one: Span, other: Span) -> bool:
 
 
 class Registers(Protocol):
-    """What is told of mappings that may be collapsed, and of spaces that end: khugepaged."""
+    """What is told of mappings that may be collapsed, and of spaces that end: khugepaged. by_any_call: of
+    those that MADV_HUGEPAGE is said of, too, before they change."""
+
+    by_any_call: bool
 
     def enter_vma(self, space: RecordedSpace, span: Span) -> None:
         """Kernel: khugepaged_enter_vma()."""
@@ -143,6 +146,14 @@ class RecordedSpace:
         """Tell khugepaged of a mapping that it may be able to collapse."""
         if self.khugepaged is not None:
             self.khugepaged.enter_vma(self, span)
+
+    def advised_huge(self, start: int, end: int) -> None:
+        """MADV_HUGEPAGE is about to be said of a range. Kernel: mm/khugepaged.c, hugepage_madvise()."""
+        if self.khugepaged is not None and self.khugepaged.by_any_call:
+            for low, _ in self.mapped(start, end):
+                whole = self.spans[self.at(low)]
+                traits = replace(whole.traits, advice=HugeAdvice.HUGEPAGE)
+                self.enter(replace(whole, traits=traits))
 
     def find(self, page: int) -> Span | None:
         """The mapping that holds a page, which a stack may come to do by growing. Kernel: mm/mmap.c,

@@ -266,7 +266,7 @@ def do_huge_pmd_anonymous_page(vma: Vma, address: Address, pmd: PmdPtr, *, write
     if vma.vm_flags & VM_UFFD_MISSING:
         return True  # handle_userfault(): the monitor fills it, and the access waits for that
     anon_vma_prepare(vma)
-    kernel.khugepaged_enter_vma(vma)
+    kernel.khugepaged_enter_vma(vma, vma.vm_flags)
     folio = None
     if write or not kernel.settings.use_zero_page:
         folio = vma_alloc_anon_folio_pmd(vma)

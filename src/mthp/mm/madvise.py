@@ -14,6 +14,7 @@ from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write, with_vma_read
 from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE
 from mthp.mm.vma_modify import vma_modify_flags
+from mthp.words.profiles import HugepageMadvise
 from mthp.words.units import Address
 
 MADV_DONTNEED: Final = 4
@@ -81,13 +82,16 @@ def _update(behavior: int) -> Behavior:
     unset, wanted = _FLAGS[behavior]
 
     def update(vma: Vma, start: Address, end: Address) -> int:
-        vm_flags = vma.vm_flags & ~unset | wanted
+        kernel, vm_flags = vma.vm_mm.kernel, vma.vm_flags & ~unset | wanted
+        at_once = kernel.profile.hugepage_madvise is HugepageMadvise.ANY_CALL
+        if at_once and wanted & VM_HUGEPAGE:
+            kernel.khugepaged_enter_vma(vma, vm_flags)
         if vm_flags != vma.vm_flags:
             vma = vma_modify_flags(vma, start, end, vm_flags)
             vma_start_write(vma)
             vma.vm_flags = vm_flags
-            if vm_flags & VM_HUGEPAGE:
-                vma.vm_mm.kernel.khugepaged_enter_vma(vma)
+            if wanted & VM_HUGEPAGE and not at_once:
+                kernel.khugepaged_enter_vma(vma, vm_flags)
         return 0
 
     return update

@@ -415,7 +415,7 @@ class Kernel:
     each of its pages holds, on file systems with large folios. order_policy: chooses windows in the
     kernel's place. lane_of_ptes: how PTEs are stored to where CPUs have store buffers. fault_orders:
     orders that a page fault may try (bitmap), besides single pages, if settings and VMA allow them.
-    khugepaged_enter_vma: the daemon is told of a VMA that may be collapsed.
+    khugepaged_enter_vma: the daemon is told of a VMA that may be collapsed, and of its flags.
     """
 
     COMMUTES: ClassVar[Mapping[str, str]] = {
@@ -460,7 +460,7 @@ class Kernel:
         self.order_policy: OrderPolicy | None = None
         self.lane_of_ptes: Lane | None = None
         self.fault_orders = ~0
-        self.khugepaged_enter_vma: Callable[[Vma], None] = lambda _: None
+        self.khugepaged_enter_vma: Callable[[Vma, int], None] = lambda *_: None
 
     @property
     def this_cpu(self) -> Cpu:

@@ -128,7 +128,7 @@ def vma_merge_new_range(merge: VmaMerge) -> Vma | None:
     _dup_anon_vma(target, merge.copied_from)
     _commit(target, start, end, (removed,))
     target.vm_flags = vm_flags
-    merge.mm.kernel.khugepaged_enter_vma(target)
+    merge.mm.kernel.khugepaged_enter_vma(target, vm_flags)
     return target
 
 
@@ -176,7 +176,7 @@ def vma_merge_existing_range(merge: VmaMerge) -> Vma | None:
         _dup_anon_vma(target, middle)
         _move_edge(target, middle, merge.end if left else merge.start, middle_begins=left)
     target.vm_flags |= sticky
-    mm.kernel.khugepaged_enter_vma(target)
+    mm.kernel.khugepaged_enter_vma(target, target.vm_flags)
     return target
 
 

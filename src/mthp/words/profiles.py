@@ -122,6 +122,13 @@ class OtherPmd(Enum):
     PASSED = "it goes on behind it"
 
 
+class HugepageMadvise(Enum):
+    """When MADV_HUGEPAGE puts the process on khugepaged's list."""
+
+    ANY_CALL = "at every call, by the whole mapping, also where it was advised before"
+    FLAGS_CHANGE = "where a mapping's flags change, and by what has them then"
+
+
 @dataclass(frozen=True)
 class Profile:
     """What one kernel does at each point. debug_vm: CONFIG_DEBUG_VM is set."""
@@ -143,6 +150,7 @@ class Profile:
     pmd_modify: PmdModify
     shared_split: SharedSplit
     other_pmd: OtherPmd
+    hugepage_madvise: HugepageMadvise
     debug_vm: bool = False
 
 
@@ -164,6 +172,7 @@ V16 = Profile(
     pmd_modify=PmdModify.CLEANED,
     shared_split=SharedSplit.EVERY_PMD,
     other_pmd=OtherPmd.PASSED,
+    hugepage_madvise=HugepageMadvise.FLAGS_CHANGE,
 )
 V7_3 = Profile(
     name="7.3",
@@ -183,6 +192,7 @@ V7_3 = Profile(
     pmd_modify=PmdModify.KEPT,
     shared_split=SharedSplit.EVERY_PMD,
     other_pmd=OtherPmd.PASSED,
+    hugepage_madvise=HugepageMadvise.FLAGS_CHANGE,
 )
 PMD_ONLY = Profile(
     name="pmd-only",
@@ -202,6 +212,7 @@ PMD_ONLY = Profile(
     pmd_modify=PmdModify.CLEANED,
     shared_split=SharedSplit.ONE_PMD,
     other_pmd=OtherPmd.ENDS,
+    hugepage_madvise=HugepageMadvise.ANY_CALL,
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (V16, V7_3, PMD_ONLY)})
@@ -236,6 +247,8 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "try_to_migrate() when split huge pmd for shared THP' (7.0, 6.18.20); seen on 6.18.15.",
         "other_pmd": "page_vma_mapped_walk() took a PMD for all that a VMA can have of a folio, but mremap() "
         "puts a folio across two; seen on 6.18.",
+        "hugepage_madvise": "madvise_update_vma() registers since the flags are no longer set by the "
+        "function that did; seen on 6.18.15, and no longer on 7.2.12 and 7.3.",
         "progress": "progress is counted at each entry since the scan loops were merged.",
     }
 )
