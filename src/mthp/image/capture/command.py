@@ -21,8 +21,6 @@ from mthp.image.capture.options import add_arguments
 from mthp.image.capture.pagemap import PRESENT
 from mthp.image.capture.pages import YOUNG, Pages
 from mthp.image.capture.proc import (
-    FAILED,
-    OK,
     USAGE,
     CaptureError,
     LeftOut,
@@ -30,6 +28,7 @@ from mthp.image.capture.proc import (
     read_status,
     text,
 )
+from mthp.image.capture.program import exit_code, run_with_arguments
 from mthp.image.capture.resident import resident_of
 from mthp.image.capture.run import (
     CaptureOptions,
@@ -38,9 +37,9 @@ from mthp.image.capture.run import (
     describe_process,
 )
 from mthp.image.capture.series import Series, Survivors
-from mthp.words.files import FileError, replacing
+from mthp.words.files import replacing
 from mthp.words.resident import resident_lines, total
-from mthp.words.streams import ended_in_order, failure, occupy, say
+from mthp.words.streams import say
 
 
 def read_processes(session: CaptureRun, pids: list[int]) -> Iterator[dict[str, Any]]:
@@ -198,32 +197,22 @@ def run(args: argparse.Namespace, prog: str = "mthp snap") -> int:
         if not args.quiet:
             say(f"{prog}: {line}")
 
-    try:
-        with ended_in_order():
-            line, *more = capture_as_asked(args, tell)
-        tell(line)
-        for each in () if args.quiet else more:
-            say(each, "  ")
-        return OK
-    except (CaptureError, FileError) as error:
-        say(f"{prog}: {error}")
-        return error.code if isinstance(error, CaptureError) else USAGE
-    except OSError as error:
-        say(f"{prog}: {failure(error)}")
-        return FAILED
-    except KeyboardInterrupt:
-        say(f"{prog}: interrupted, nothing written")
-        return FAILED
+    def work() -> Callable[[], None]:
+        line, *more = capture_as_asked(args, tell)
+
+        def done() -> None:
+            tell(line)
+            for each in () if args.quiet else more:
+                say(each, "  ")
+
+        return done
+
+    return exit_code(prog, work)
 
 
 def main(argv: list[str] | None = None, prog: str = "mthp-snap") -> int:
     """Read the arguments, capture, write, and return the exit code."""
-    occupy()
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n")[0])
     parser.set_defaults(frames=Frames, pages=Pages)
     add_arguments(parser)
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else USAGE
-    return run(args, prog)
+    return run_with_arguments(parser, argv, run)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from mthp.image.capture.host import host_facts, host_geometry
-from mthp.image.capture.proc import FAILED, OK, USAGE, CaptureError, state
+from mthp.image.capture.proc import FAILED, USAGE, CaptureError, state
+from mthp.image.capture.program import exit_code, run_with_arguments
 from mthp.image.record.attached import ZERO_PAGE, Attached
 from mthp.image.record.child import Child, Signals, runnable
 from mthp.image.record.columns import Sample, write_recording
@@ -23,8 +24,8 @@ from mthp.image.record.programs import Programs
 from mthp.image.record.ring import RingPages
 from mthp.image.record.tracefs import instance, tracefs
 from mthp.image.record.tracer import Lost, Tracer, default_buffer, samples_of
-from mthp.words.files import FileError, check_target, replacing
-from mthp.words.streams import ended_in_order, failure, occupy, say
+from mthp.words.files import check_target, replacing
+from mthp.words.streams import say
 from mthp.words.units import human_bytes
 
 SAMPLE_SECONDS = 0.1
@@ -167,36 +168,27 @@ def run(args: argparse.Namespace, prog: str = "mthp record") -> int:
     """Record, say on stderr what was done or why not, and return the exit code."""
     if args.command[:1] == ["--"]:
         del args.command[0]
-    try:
+
+    def work() -> Callable[[], None]:
         if not args.command and args.pid is None:
             raise CaptureError(f"no command ({prog} -o FILE -- COMMAND)", USAGE)
         if args.command and args.pid is not None:
             raise CaptureError("a command and --pid: give one of them", USAGE)
         if args.span is not None and args.pid is None:
             raise CaptureError("--for is for --pid: a command is recorded to its end", USAGE)
-        with ended_in_order():
-            lines = record(args)
-        for line in () if args.quiet else lines:
-            say(f"{prog}: {line}")
-        return OK
-    except (CaptureError, FileError) as error:
-        say(f"{prog}: {error}")
-        return error.code if isinstance(error, CaptureError) else USAGE
-    except OSError as error:
-        say(f"{prog}: {failure(error)}")
-        return FAILED
-    except KeyboardInterrupt:
-        say(f"{prog}: interrupted, nothing written")
-        return FAILED
+        lines = record(args)
+
+        def done() -> None:
+            for line in () if args.quiet else lines:
+                say(f"{prog}: {line}")
+
+        return done
+
+    return exit_code(prog, work)
 
 
 def main(argv: list[str] | None = None, prog: str = "mthp-record") -> int:
     """Read the arguments, record, write, and return the exit code."""
-    occupy()
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n")[0])
     add_arguments(parser)
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else USAGE
-    return run(args, prog)
+    return run_with_arguments(parser, argv, run)
