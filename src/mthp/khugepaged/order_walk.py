@@ -137,21 +137,32 @@ def mthp_collapse(
     kernel = mm.kernel
     seen = OrderWalk(mm.number, address, cc.present_ptes, unmapped, enabled_orders)
     kernel.trace(seen)
-    last_result = ScanResult.FAIL
-    collapsed = alloc_failed = False
     walk = (
         windows(kernel, cc, seen)
         if kernel.order_policy is None
         else windows_of_policy(kernel.order_policy, seen, kernel.geometry)
     )
+
+    def collapse(offset: int, order: Order) -> ScanResult:
+        start = address + (offset << kernel.geometry.page_shift)
+        return collapse_huge_page(mm, start, referenced, unmapped, cc, order)
+
+    return attempted(walk, collapse)
+
+
+def attempted(walk: Walk, collapse: Callable[[int, Order], ScanResult]) -> ScanResult:
+    """Attempt a walk's windows (first PTE, order), until one is refused in a way that ends it; the result
+    of all, as of mthp_collapse().
+    """
+    last_result = ScanResult.FAIL
+    collapsed = alloc_failed = False
     result: ScanResult | None = None
     while True:
         try:
             offset, order = walk.send(result)
         except StopIteration:
             break
-        start = address + (offset << kernel.geometry.page_shift)
-        result = collapse_huge_page(mm, start, referenced, unmapped, cc, order)
+        result = collapse(offset, order)
         collapsed |= result is ScanResult.SUCCEED
         alloc_failed |= result is ScanResult.ALLOC_HUGE_PAGE_FAIL
         if result not in NEXT_OFFSET:

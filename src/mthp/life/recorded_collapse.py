@@ -22,7 +22,7 @@ from mthp.khugepaged.limits import (
     count_collapse_event,
     exceeded,
 )
-from mthp.khugepaged.order_walk import LOWER_ORDER, NEXT_OFFSET, windows
+from mthp.khugepaged.order_walk import attempted, windows
 from mthp.life.recorded_pages import BY_PTES, GUARD, OLD, PageStore
 from mthp.life.recorded_space import RecordedSpace
 from mthp.mm.folio import FOLIO_BATCH_SIZE
@@ -184,26 +184,16 @@ class TableCollapse:
 
     def _walk(self, view: View, seen: OrderWalk, locked: bool) -> ScanResult:
         """Attempt windows. Kernel: mm/khugepaged.c, mthp_collapse()."""
-        walk = windows(self.kernel, self._cc, seen)
-        last_result, collapsed = ScanResult.FAIL, False
-        result: ScanResult | None = None
-        while True:
-            try:
-                offset, order = walk.send(result)
-            except StopIteration:
-                break
+
+        def collapse(offset: int, order: int) -> ScanResult:
             count_collapse_event(self.kernel, order, "thp_collapse_alloc", "collapse_alloc")
             try:
                 self._collapse(view, offset, order, seen.unmapped, locked)
-                result = ScanResult.SUCCEED
             except Refused as refusal:
-                result = refusal.result
-            collapsed |= result is ScanResult.SUCCEED
-            if result not in NEXT_OFFSET:
-                last_result = result
-                if result not in LOWER_ORDER:
-                    break
-        return ScanResult.SUCCEED if collapsed else last_result
+                return refusal.result
+            return ScanResult.SUCCEED
+
+        return attempted(windows(self.kernel, self._cc, seen), collapse)
 
     def _collapse(self, view: View, offset: int, order: int, unmapped: int, locked: bool) -> None:
         """Collapse a window. Refused: as collapse_huge_page()."""
