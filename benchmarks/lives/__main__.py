@@ -20,7 +20,15 @@ from typing import Any
 
 from benchmarks.lives.plot import picture_of
 from benchmarks.lives.programs import GUEST, PROGRAMS, Program
-from benchmarks.lives.seen import SETTINGS, AtMark, Life, read_seen, settings_of, write_seen
+from benchmarks.lives.seen import (
+    SETTINGS,
+    AtMark,
+    Life,
+    read_seen,
+    recording_of,
+    settings_of,
+    write_seen,
+)
 from benchmarks.lives.table import HEAD, MARKS, marks_of, table_of
 from benchmarks.lives.trace import FORMATS, at_mark, real_life
 from mthp.image.recording import load_recording
@@ -123,8 +131,8 @@ class Room:
 
 
 def run_program(program: Program, kernel: CachedKernel, runs: int, folder: Path) -> None:
-    """Record a program, and run it under all settings, in one guest; NAME.npz and NAME.json of the folder are
-    what comes of it."""
+    """Record a program, and run it under all settings, in one guest; NAME.npz (NAME-2.npz and so on, where it
+    is recorded more than once) and NAME.json of the folder are what comes of it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
         packed(program, program.memory) as (archive, paths),
@@ -134,7 +142,10 @@ def run_program(program: Program, kernel: CachedKernel, runs: int, folder: Path)
         workload.prepare()
         room = Room(guest, workload, program)
         print(f"{program.name}: recorded", file=sys.stderr, flush=True)
-        recorded = room.record(folder / f"{program.name}.npz")
+        recorded = [
+            room.record(recording_of(folder, program.name, number))
+            for number in range(program.recordings)
+        ]
         real: dict[str, list[Life]] = {}
         for name, enabled in SETTINGS.items():
             print(f"{program.name}: {name}", file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ svg{font:14px system-ui,sans-serif}.paper{fill:#fff}text{fill:#1f2328}.big{font-
 
 def picture_of(seen: Seen) -> str:
     """The picture as SVG. Time runs from mark to mark: lives last differently long, and marks do not."""
-    lives = {title: life for title, life in seen.predicted.items() if title in DRAWN}
+    lives = {title: life for title, (life, *_) in seen.predicted.items() if title in DRAWN}
     drawn = [each for title in lives for each in (lives[title], seen.real[title][0])]
     most = max(pages for life in drawn for _, pages in life.curve)
     most = max(most, *(mark.frames for life in drawn for mark in life.marks))

@@ -39,7 +39,8 @@ class Program:
     """argv: its command in the guest; the first word is a program of this host, or lies in GUEST. work: what
     guest.py does to it. more: of what guest.py is told. trees: files and folders that come along -> names
     left out. tools: other programs that do. texts: path -> what a file there says. build: makes its files in
-    a folder. memory: the guest's, in MiB."""
+    a folder. memory: the guest's, in MiB. recordings: how often it is recorded, more than once where it does
+    not do the same each time."""
 
     name: str
     title: str
@@ -51,6 +52,7 @@ class Program:
     texts: Mapping[str, str] = field(default_factory=dict)
     build: Callable[[Path], None] | None = None
     memory: int = 1024
+    recordings: int = 1
 
     def told(self) -> dict[str, Any]:
         """What the guest is told of it."""
@@ -80,7 +82,7 @@ def copied(name: str) -> Callable[[Path], None]:
     return build
 
 
-def _java(name: str, title: str, *words: str, marks: int, memory: int = 1280) -> Program:
+def _java(name: str, title: str, *words: str, marks: int, recordings: int = 1) -> Program:
     return Program(
         name,
         title,
@@ -90,7 +92,8 @@ def _java(name: str, title: str, *words: str, marks: int, memory: int = 1280) ->
         build=compiled(
             f"{JAVA}/bin/javac", "-d", ".", "{sources}/Heap.java", "{sources}/Threads.java"
         ),
-        memory=memory,
+        memory=1280,
+        recordings=recordings,
     )
 
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was seen of a program in guests, kept as NAME.json beside its recording, and what that says of each
+"""What was seen of a program in guests, kept as NAME.json beside its recordings, and what those say of each
 setting.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,28 +81,36 @@ class Life:
 
 @dataclass(frozen=True)
 class Seen:
-    """A program: recorded, and by setting predicted and really run. recorded: what the recorded run itself
-    had at its marks."""
+    """A program: recorded, and by setting predicted and really run. recorded: what each recorded run itself
+    had at its marks. predicted: from each recording."""
 
     title: str
-    recording: Recording
-    recorded: tuple[AtMark, ...]
-    predicted: dict[str, Life]
+    recordings: tuple[Recording, ...]
+    recorded: tuple[tuple[AtMark, ...], ...]
+    predicted: dict[str, list[Life]]
     real: dict[str, list[Life]]
 
     @property
     def kernel(self) -> str:
         """What they ran on."""
-        return self.recording.kernel
+        return self.recordings[0].kernel
+
+
+def recording_of(folder: Path, name: str, number: int) -> Path:
+    """Where a program's recording is, counted from 0: NAME.npz, NAME-2.npz and so on."""
+    return folder / (f"{name}-{number + 1}.npz" if number else f"{name}.npz")
 
 
 def write_seen(
-    path: Path, title: str, recorded: tuple[AtMark, ...], real: dict[str, list[Life]]
+    path: Path,
+    title: str,
+    recorded: Sequence[tuple[AtMark, ...]],
+    real: Mapping[str, Sequence[Life]],
 ) -> None:
     """Keep what was seen. Of each setting the first run's curve is kept."""
     document = {
         "title": title,
-        "recorded": [mark.to_json() for mark in recorded],
+        "recorded": [[mark.to_json() for mark in marks] for marks in recorded],
         "real": {
             title: [
                 [
@@ -119,9 +128,11 @@ def write_seen(
 
 def read_seen(folder: Path, name: str) -> Seen:
     """What a folder holds of a program, predicted anew."""
-    recording = load_recording(folder / f"{name}.npz")
     document = json.loads((folder / f"{name}.json").read_text())
-    recorded = tuple(map(AtMark.from_json, document["recorded"]))
+    recorded = tuple(tuple(map(AtMark.from_json, marks)) for marks in document["recorded"])
+    recordings = tuple(
+        load_recording(recording_of(folder, name, number)) for number in range(len(recorded))
+    )
     real = {
         title: [
             Life(peak, tuple(map(AtMark.from_json, marks)), [(at, pages) for at, pages in curve])
@@ -129,8 +140,14 @@ def read_seen(folder: Path, name: str) -> Seen:
         ]
         for title, lives in document["real"].items()
     }
-    lived = {title: predicted(recording, settings_of(SETTINGS[title]), recorded) for title in real}
-    return Seen(document["title"], recording, recorded, lived, real)
+    lived = {
+        title: [
+            predicted(recording, settings_of(SETTINGS[title]), marks)
+            for recording, marks in zip(recordings, recorded, strict=True)
+        ]
+        for title in real
+    }
+    return Seen(document["title"], recordings, recorded, lived, real)
 
 
 def predicted(recording: Recording, settings: Settings, recorded: tuple[AtMark, ...]) -> Life:

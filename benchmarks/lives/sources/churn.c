@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Fills memory with small objects, frees two thirds in runs, waits, purges, and fills it again. It is linked
 // with jemalloc or with tcmalloc, whose way to purge is called where it is there.
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "mark.h"
 
 #define COUNT 48000
 #define RUN 64
@@ -15,16 +16,6 @@ const char *malloc_conf = "dirty_decay_ms:1000,muzzy_decay_ms:1000";
 
 static void *objects[COUNT];
 static unsigned seed = 1;
-
-static void mark(const char *name)
-{
-	char line[16];
-
-	printf("mark %s\n", name);
-	fflush(stdout);
-	if (!fgets(line, sizeof line, stdin))
-		exit(1);
-}
 
 static void fill(int at)
 {

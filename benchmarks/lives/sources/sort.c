@@ -1,18 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Reads nothing, makes lines, sorts them, and frees a third.
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static void mark(const char *name)
-{
-	char line[16];
-
-	printf("mark %s\n", name);
-	fflush(stdout);
-	if (!fgets(line, sizeof line, stdin))
-		exit(1);
-}
+#include "mark.h"
 
 static int less(const void *a, const void *b)
 {

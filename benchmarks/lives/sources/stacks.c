@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Starts so many threads with stacks of 1 MiB, as a JVM has them; each goes 40 KiB down its stack and waits.
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "mark.h"
 
 static void *down(void *done)
 {
@@ -19,7 +20,7 @@ static void *down(void *done)
 int main(int argc, char **argv)
 {
 	int count = argc > 1 ? atoi(argv[1]) : 0, done = 0;
-	char line[16];
+	char name[32];
 	pthread_attr_t stack;
 	pthread_t thread;
 
@@ -30,7 +31,6 @@ int main(int argc, char **argv)
 			return 1;
 	while (__atomic_load_n(&done, __ATOMIC_SEQ_CST) < count)
 		usleep(1000);
-	printf("mark %d threads wait\n", count);
-	fflush(stdout);
-	return !fgets(line, sizeof line, stdin);
+	snprintf(name, sizeof name, "%d threads wait", count);
+	mark(name);
 }
