@@ -23,7 +23,7 @@ from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, WorldArrays
 GEOMETRY = Geometry()
 SIZE, PTRS, PAGE = GEOMETRY.pmd_size, GEOMETRY.ptrs_per_pte, GEOMETRY.page_size
 BASE = 0x7F0000000000
-_ANON = sum(1 << kpf for kpf in (Kpf.ANON, Kpf.LRU, Kpf.SWAPBACKED, Kpf.UPTODATE))
+ANON = sum(1 << kpf for kpf in (Kpf.ANON, Kpf.LRU, Kpf.SWAPBACKED, Kpf.UPTODATE))
 
 
 def made_process(number: int, tables: int, geometry: Geometry = GEOMETRY) -> ImageProcess:
@@ -41,7 +41,7 @@ def fill(
     tables = owner.tables
     tables.pte[row, part] = Pte.PRESENT
     tables.pfn[row, part] = first + np.arange(part.stop - part.start)
-    tables.kpageflags[row, part] = _ANON
+    tables.kpageflags[row, part] = ANON
     tables.kpagecount[row, part] = mapcount
     tables.bits[row, part] = DIRTY | used
 
@@ -64,7 +64,7 @@ def swap_out(owner: ImageProcess, row: int, at: int, slot: int, *, exclusive: bo
         column[row, at] = 0
 
 
-class _Frames:
+class Frames:
     """Hands out frames."""
 
     def __init__(self) -> None:
@@ -101,14 +101,14 @@ def random_profile(rnd: Random) -> Profile:
 
 def random_image(rnd: Random) -> WorldArrays:
     """One or two processes, with one mapping or some more."""
-    frames = _Frames()
+    frames = Frames()
     shared = [frames.take() for _ in range(40)]
     processes = [_process(rnd, number, frames, shared) for number in range(rnd.choice((1, 1, 2)))]
     blocks = {0: 50, 3: 40, 9: rnd.choice((2, 40))} if rnd.random() < 0.15 else None
     return WorldArrays(nodes=(NodeState(blocks),), processes=processes)
 
 
-def _process(rnd: Random, number: int, frames: _Frames, shared: list[int]) -> ImageProcess:
+def _process(rnd: Random, number: int, frames: Frames, shared: list[int]) -> ImageProcess:
     count = rnd.randint(1, 4)
     shape = (count, PTRS)
     addresses = np.uint64(BASE) + np.arange(count, dtype=np.uint64) * np.uint64(SIZE)
@@ -118,24 +118,34 @@ def _process(rnd: Random, number: int, frames: _Frames, shared: list[int]) -> Im
         young=np.zeros(shape, np.bool_) if rnd.random() < 0.2 else None,
     )
     for row in range(count):
-        _fill(rnd, tables, row, frames, shared)
+        fill_by_runs(rnd, tables, row, frames, shared)
     cuts = [rnd.randrange(count * PTRS) for _ in range(rnd.choice((0, 0, 1, 2)))]
     cuts = [cut for cut in cuts if not (tables.pte[cut // PTRS] & Pte.HUGE).any()]
     vmas = tuple(
-        ImageVma(BASE + start * PAGE, BASE + end * PAGE, _flags(rnd), rnd.random() < 0.95, place=k)
+        ImageVma(
+            BASE + start * PAGE, BASE + end * PAGE, random_flags(rnd), rnd.random() < 0.95, place=k
+        )
         for k, (start, end) in enumerate(pairwise(sorted({0, count * PTRS, *cuts})))
     )
     place = None if rnd.random() < 0.1 else number
     return ImageProcess(100 + number, "made", 0, None, vmas, tables, age=number, place=place)
 
 
-def _flags(rnd: Random) -> int:
+def random_flags(rnd: Random) -> int:
     more = [0] * 8 + [VM_HUGEPAGE] * 4 + [VM_NOHUGEPAGE, VM_LOCKED, VM_UFFD_WP]
     return VM_DEFAULT | rnd.choice(more)
 
 
-def _fill(rnd: Random, tables: TableArrays, row: int, frames: _Frames, shared: list[int]) -> None:
-    """Fill one table, run by run."""
+def fill_by_runs(
+    rnd: Random,
+    tables: TableArrays,
+    row: int,
+    frames: Frames,
+    shared: list[int],
+    odd: float | None = None,
+) -> None:
+    """Fill one table, run by run. shared: frames that some of it may share. odd: how likely a run has a page
+    about which the engine has to decide; None: drawn."""
     if rnd.random() < 0.08:
         tables.pte[row] = Pte.HUGE
         _map(rnd, tables, row, slice(0, PTRS), frames.take(9), 9, 1.0)
@@ -143,7 +153,8 @@ def _fill(rnd: Random, tables: TableArrays, row: int, frames: _Frames, shared: l
     holes = rnd.choice((0.0, 0.02, 0.3, 0.9))
     used = rnd.choice((1.0, 1.0, 0.3, 0.01, 0.0))
     large = rnd.choice((0.0, 0.0, 0.3))
-    odd = rnd.choice((0.0, 0.0, 0.0, 0.02))
+    drawn = rnd.choice((0.0, 0.0, 0.0, 0.02))
+    odd = drawn if odd is None else odd
     at = 0
     while at < PTRS:
         order = rnd.randint(1, 9) if rnd.random() < large else 0
@@ -176,7 +187,7 @@ def _map(
     tables.pfn[row, part] = first + np.arange(part.stop - part.start, dtype=np.uint64)
     tables.kpagecount[row, part] = 1
     tables.folio_order[row, part] = order
-    tables.kpageflags[row, part] = _ANON | (rnd.random() < used / 2) << Kpf.REFERENCED
+    tables.kpageflags[row, part] = ANON | (rnd.random() < used / 2) << Kpf.REFERENCED
     if tables.young is not None and rnd.random() < used / 2:
         tables.young[row, part] = True
     tables.bits[row, part] = WRITE | DIRTY | (YOUNG if rnd.random() < used else 0)
@@ -232,7 +243,7 @@ def forked_image(rnd: Random) -> WorldArrays:
             owner,
             place=None if rnd.random() < 0.15 else owner.place,
             pins=((BASE, BASE + PAGE),) if rnd.random() < 0.08 else (),
-            vmas=(owner.vmas[0]._replace(vm_flags=_flags(rnd)),),
+            vmas=(owner.vmas[0]._replace(vm_flags=random_flags(rnd)),),
         )
         for owner in owners
     ]

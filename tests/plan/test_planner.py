@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -13,18 +12,15 @@ import numpy as np
 import pytest
 
 from mthp.image.scenario import load
-from mthp.image.snapshot import Pte
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.vm_flags import VM_DEFAULT
 from mthp.plan.planner import Planner
-from mthp.plan.records import BulkVerdict
 from mthp.predict.outcome import Request, run_world
-from mthp.predict.passes import Windows
-from mthp.words.profiles import DEFAULT, PROFILES, Profile
-from mthp.words.results import ScanResult
+from mthp.words.profiles import DEFAULT, PROFILES
 from mthp.words.settings import Enabled, Settings
 from mthp.worlds.arrays import ImageVma, WorldArrays
 from mthp.worlds.build import arrays_of, build_arrays
+from tests.plan.held import compare, engine
 from tests.plan.images import (
     PTRS,
     always,
@@ -36,67 +32,6 @@ from tests.plan.images import (
 )
 
 DATA = Path(__file__).parents[1] / "data"
-Facts = tuple[object, ...]
-
-
-def said(plan: BulkVerdict) -> Facts:
-    """What a plan claims."""
-    sizes = plan.windows, plan.before, plan.after, plan.added_by_vma
-    return *sizes, plan.memory_added, plan.copied_bytes, plan.translations
-
-
-def engine(
-    arrays: WorldArrays, settings: Settings, profile: Profile
-) -> tuple[Facts, Windows, int | None]:
-    """What the engine makes of all tables, and after how many milliseconds nothing more collapses."""
-    request = Request("", "", "", changes=False)
-    outcome = run_world(build_arrays(arrays, settings, profile), request)
-    windows = {
-        order: nr
-        for (order, status), nr in sorted(outcome.attempts.items())
-        if status is ScanResult.SUCCEED
-    }
-    before, after = Counter[int](), Counter[int]()
-    for vma in outcome.vmas:
-        before.update(vma.before)
-        after.update(vma.after)
-    added = {(vma.pid, vma.start): vma.memory_added for vma in outcome.vmas if vma.memory_added}
-    zero = sum(vma.zero for vma in outcome.vmas) // settings.geometry.page_size
-    zero -= huge_zero_pages(arrays) * (settings.geometry.ptrs_per_pte - 1)
-    sizes = windows, +before, +after, added
-    paid = outcome.memory_added, outcome.copied_bytes, outcome.tlb_after - zero
-    return (*sizes, *paid), request.windows, outcome.clock.last_collapse_ms
-
-
-def huge_zero_pages(arrays: WorldArrays) -> int:
-    """How many PMDs of anonymous mappings map the huge zero page: one translation each."""
-    found = 0
-    for process in arrays.processes:
-        tables = process.tables
-        zero = (tables.pte & (Pte.HUGE | Pte.ZERO) == Pte.HUGE | Pte.ZERO).all(axis=1)
-        for vma in process.vmas:
-            if vma.file is None or vma.anon_vma:
-                within = (tables.table_address >= vma.start) & (tables.table_address < vma.end)
-                found += int(np.count_nonzero(zero & within))
-    return found
-
-
-def compare(
-    arrays: WorldArrays, settings: list[Settings], profile: Profile
-) -> Iterator[BulkVerdict]:
-    """Hold plans under several settings against the engine."""
-    arrays = replace(arrays, processes=[*arrays.processes])
-    planner = Planner(arrays, profile, settings[0])
-    for each in settings:
-        plan = planner.plan(each)
-        facts, windows, last = engine(arrays, each, profile)
-        assert said(plan) == facts, (each, plan.counted_tables, plan.engine_tables)
-        assert (plan.last_collapse_ms is None) == (last is None)
-        assert (plan.last_collapse_ms or 0) >= (last or 0), (each, plan)
-        if not plan.engine_tables:
-            known = {pid: sorted(found) for pid, found in windows.items() if found}
-            assert {pid: found for pid, found in planner.windows(each).items() if found} == known
-        yield plan
 
 
 def random_images(seed: int, number: int) -> Counter[str]:
@@ -174,7 +109,7 @@ def test_the_last_collapse_is_within_the_time_and_not_long_before(
     settings = Settings(enabled=Enabled.ALWAYS, pages_to_scan=pages_to_scan)
     arrays = WorldArrays((NodeState(None),), [owner])
     (plan,) = compare(arrays, [settings], PROFILES[profile])
-    _, _, last = engine(arrays, settings, PROFILES[profile])
+    last = engine(arrays, settings, PROFILES[profile]).last_collapse_ms
     assert plan.last_collapse_ms is not None and last is not None
     assert last <= plan.last_collapse_ms <= max(1.4 * last, last + 10_000)
 
@@ -233,7 +168,7 @@ def test_the_last_collapse_is_in_the_wakeup_that_comes_to_its_table() -> None:
         settings = always(9, max_ptes_none=none, pages_to_scan=pages_to_scan)
         (plan,) = compare(arrays, [settings], DEFAULT)
         assert (plan.last_collapse_ms or 0) // settings.scan_sleep_millisecs == wakeups
-        assert engine(arrays, settings, DEFAULT)[2] == plan.last_collapse_ms
+        assert engine(arrays, settings, DEFAULT).last_collapse_ms == plan.last_collapse_ms
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from mthp.words.profiles import DEFAULT, PROFILES
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageProcess, WorldArrays
+from tests.plan.held import compare, engine, said
 from tests.plan.images import (
     BASE,
     PAGE,
@@ -31,7 +32,6 @@ from tests.plan.images import (
     random_profile,
     swap_out,
 )
-from tests.plan.test_planner import compare, engine, said
 
 ENDLESS = (NodeState(None),)
 
@@ -151,9 +151,9 @@ def test_what_another_table_left_in_an_lru_batch_is_not_seen() -> None:
     owner.tables.kpagecount[1, 31] = 2
     arrays, settings = WorldArrays(ENDLESS, [owner]), always(4, 8, max_ptes_none=0)
     plan = Planner(arrays, DEFAULT, settings).plan(settings)
-    facts, _, _ = engine(arrays, settings, DEFAULT)
+    facts = engine(arrays, settings, DEFAULT).facts
     assert said(plan) != facts
-    assert (plan.windows, facts[0]) == ({4: 15, 8: 1}, {4: 14, 8: 1})
+    assert (plan.windows, facts["windows"]) == ({4: 15, 8: 1}, {4: 14, 8: 1})
 
 
 def test_limits_between_which_no_table_has_its_holes_are_run_once() -> None:
@@ -174,7 +174,7 @@ def test_limits_between_which_no_table_has_its_holes_are_run_once() -> None:
     assert found == [{}, {9: 1}, {9: 1}, {9: 1}, {9: 2}, {9: 2}, {9: 2}]
     assert len(planner.runs) == 3
     for each in settings:
-        assert said(planner.plan(each)) == engine(arrays, each, DEFAULT)[0]
+        assert said(planner.plan(each)) == engine(arrays, each, DEFAULT).facts
 
 
 def shared_outside(rnd: Random) -> WorldArrays:

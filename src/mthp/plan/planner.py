@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,20 @@ class _Sum:
         self.copied += other.copied
         self.need += other.need
         self.full_scans = max(self.full_scans, other.full_scans)
+
+
+class _Decided(NamedTuple):
+    """Runs of plain tables under the same limits. which: those of which occupancy decides. undecided: those
+    of which it does not; None for none."""
+
+    limits: Limits
+    plain: Runs
+    which: Bools
+    undecided: Bools | None
+
+    def rows(self, runs: Bools) -> NDArray[np.intp]:
+        """The rows of some of the runs' tables among their process's."""
+        return self.plain.row[np.repeat(runs, self.plain.tables.tables)]
 
 
 class Planner:
@@ -207,10 +222,11 @@ class Planner:
         odd, passed = self._scanned(orders, settings)
         joint = self._joint(orders, settings, odd, passed)
         for number, mine in enumerate(orders):
-            for limits in self._limits(mine):
-                unknown = self._count(number, mine, limits, answer, joint)
-                if len(unknown):
-                    odd[number][unknown] = True
+            for decided in self._decided(number, mine, joint):
+                self._count(number, decided, answer)
+                if decided.undecided is not None:
+                    odd[number][decided.rows(decided.undecided)] = True
+            self._give_up(number, mine, answer, joint)
             highest = int(mine.max(initial=0)).bit_length() - 1
             answer.highest = max(answer.highest, highest)
         others = 0
@@ -245,6 +261,16 @@ class Planner:
                 odd[number][mine.row], passed[number][mine.row] = scanned
         return odd, passed
 
+    def counted(self, settings: Settings) -> list[Bools]:
+        """Of each process, of which of its tables occupancy decides, where the engine does not have all."""
+        found = [np.zeros(len(tied), np.bool_) for tied in self.tied]
+        orders = [*self._orders(settings)]
+        joint = self._joint(orders, settings, *self._scanned(orders, settings))
+        for number, own in enumerate(orders):
+            for decided in self._decided(number, own, joint):
+                found[number][decided.rows(decided.which)] = True
+        return found
+
     def windows(self, settings: Settings) -> Windows:
         """The windows of counted tables that collapse, one by one: pid -> (address, order), by address."""
         found: Windows = {}
@@ -253,11 +279,8 @@ class Planner:
         joint = self._joint(orders, settings, *self._scanned(orders, settings))
         for number, own in enumerate(orders):
             process = self.processes[number]
-            for limits, (plain, counted) in product(
-                self._limits(own), [*self._counted(number, joint)]
-            ):
-                mine = own[plain.vma] == limits.orders
-                mine &= np.repeat(counted, plain.tables.tables)
+            for limits, plain, which_runs, _ in self._decided(number, own, joint):
+                mine = np.repeat(which_runs, plain.tables.tables)
                 tables = process.tables.table_address[plain.row[mine]].astype(np.int64)
                 for order, which in plain.tables.windows(limits).items():
                     pages = unpack(pages_of(which[:, mine], order, self.geometry), self.geometry)
@@ -324,43 +347,44 @@ class Planner:
         if joint.counted:
             yield self.together[number], joint.counted[number]
 
-    def _count(
-        self,
-        number: int,
-        orders: NDArray[np.int64],
-        limits: Limits,
-        answer: _Sum,
-        joint: Joint,
-    ) -> NDArray[np.intp]:
-        """Add what becomes of the plain tables of a process's mappings with these limits. Gives the rows of
-        those of which it is not known."""
-        rows = [np.zeros(0, np.intp)]
-        for plain, counted in self._counted(number, joint):
+    def _decided(self, number: int, orders: NDArray[np.int64], joint: Joint) -> Iterator[_Decided]:
+        """The runs of a process's plain tables, by their limits. orders: as _orders() has them."""
+        for limits, (plain, counted) in product(
+            self._limits(orders), [*self._counted(number, joint)]
+        ):
             which = (orders[plain.run_vma] == limits.orders) & counted
             undecided = plain.tables.undecided(limits)
             if undecided is not None:
-                rows.append(plain.row[np.repeat(which & undecided, plain.tables.tables)])
+                undecided &= which
                 which &= ~undecided
-            answer.counted += int(plain.tables.tables @ which)
-            for order, windows, need, copied, change, last, added in plain.tables.collapsed(
-                which, limits
-            ):
-                if not windows:
-                    continue
-                answer.last[number] = max(last, answer.last.get(number, last))
-                answer.windows[order] += windows
-                answer.need += need
-                answer.copied += copied
-                for each, pages in change.items():
-                    answer.change[each] += pages
-                if added is not None:
-                    self._add_frames(number, plain, added, answer)
+            yield _Decided(limits, plain, which, undecided)
+
+    def _count(self, number: int, decided: _Decided, answer: _Sum) -> None:
+        """Add what becomes of runs of a process's plain tables."""
+        limits, plain, which, _ = decided
+        answer.counted += int(plain.tables.tables @ which)
+        for order, windows, need, copied, change, last, added in plain.tables.collapsed(
+            which, limits
+        ):
+            if not windows:
+                continue
+            answer.last[number] = max(last, answer.last.get(number, last))
+            answer.windows[order] += windows
+            answer.need += need
+            answer.copied += copied
+            for each, pages in change.items():
+                answer.change[each] += pages
+            if added is not None:
+                self._add_frames(number, plain, added, answer)
+
+    def _give_up(self, number: int, orders: NDArray[np.int64], answer: _Sum, joint: Joint) -> None:
+        """Take off what the tables that share pages with others of the image are the last to give up."""
         if joint.counted:
             plain = self.together[number]
-            mine = orders[plain.run_vma] == limits.orders
+            mine = orders[plain.run_vma] != 0
             self._add_frames(number, plain, -joint.freed[number] * mine, answer)
-            answer.full_scans = max(answer.full_scans, joint.full_scans)
-        return np.concatenate(rows)
+            if mine.any():
+                answer.full_scans = max(answer.full_scans, joint.full_scans)
 
     def _add_frames(self, number: int, plain: Runs, added: Counts, answer: _Sum) -> None:
         """Add frames that runs take to what their mappings do."""
