@@ -14,6 +14,7 @@ import pytest
 from mthp.image.scenario import load
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.vm_flags import VM_DEFAULT
+from mthp.plan.blocks import has_blocks_for
 from mthp.plan.planner import Planner
 from mthp.predict.outcome import Request, run_world
 from mthp.words.profiles import DEFAULT, PROFILES
@@ -205,8 +206,8 @@ def test_for_how_much_a_block_is_free_now() -> None:
         plan = planner.plan(settings)
         if not plan.windows:  # too little memory for all
             plan = replace(plan, windows={4: 4, 9: 2})
-        assert planner.has_blocks_for(plan) == pages * 4096
+        assert has_blocks_for(plan, planner.arrays.nodes) == pages * 4096
     endless = Planner(WorldArrays((NodeState(None),), [owner]), DEFAULT, settings)
     plan = endless.plan(settings)
     assert plan.windows == {4: 4, 9: 2}
-    assert endless.has_blocks_for(plan) is None
+    assert has_blocks_for(plan, endless.arrays.nodes) is None

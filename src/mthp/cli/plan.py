@@ -8,6 +8,7 @@ import time
 
 from mthp.cli.options import print_json
 from mthp.cli.planning import drawn, planning_of
+from mthp.plan.blocks import has_blocks_for
 from mthp.plan.records import Comparison, Picture
 from mthp.words.costs import PUBLISHED, read_costs
 from mthp.words.files import check_target, replace_text
@@ -39,7 +40,10 @@ def run_plan(args: argparse.Namespace) -> int:
         zero_filled=planner.zero_filled,
         underused=(underused[0], underused[1]) if underused[0] and underused[1] else None,
         timelines=(lines[1], lines[0]) if args.timeline else None,
-        has_blocks=(planner.has_blocks_for(now), planner.has_blocks_for(given)),
+        has_blocks=(
+            has_blocks_for(now, planner.arrays.nodes),
+            has_blocks_for(given, planner.arrays.nodes),
+        ),
         costs=PUBLISHED if args.costs is None else read_costs(args.costs).or_else(PUBLISHED),
         names=planning.names((now, given)),
         seconds=time.monotonic() - began,

@@ -8,7 +8,7 @@ at the place of one that was refused in its middle.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -196,19 +196,6 @@ class Planner:
         off = limit == self.geometry.ptrs_per_pte - 1
         found = self._zeros[self._zeros > (np.inf if off else limit)]
         return Underused(len(found), int(found.sum()) << self.geometry.page_shift)
-
-    def has_blocks_for(self, plan: BulkVerdict) -> int | None:
-        """Bytes of a plan's new folios for which a block of their size is free, as captured, the largest
-        first; for the others memory has to be compacted or come free. None where memory is without end."""
-        free, found = Counter[int](), 0
-        for node in self.arrays.nodes:
-            if node.free_blocks is None:
-                return None
-            free.update(node.free_blocks)
-        for order, wanted in sorted(plan.windows.items(), reverse=True):
-            left = sum(nr << each for each, nr in free.items() if each >= order) - found
-            found += min(wanted, left >> order) << order
-        return found << self.geometry.page_shift
 
     @property
     def cpus(self) -> int:
