@@ -78,7 +78,7 @@ def hold(draw: Draw, by: Tally = tally) -> tuple[Counter[str], list[str]]:
     if found and plan.engine_tables and not plan.all_engine:
         # Each scan of a table begins with drained batches if khugepaged sleeps after each.
         alone = draw.settings.replace(pages_to_scan=1)
-        drained = Planner(arrays, draw.profile, alone)
+        drained = Planner(arrays, draw.profile, alone, tally=by)
         apart = differences(
             drained, drained.plan(alone), engine(arrays, alone, draw.profile), counted
         )

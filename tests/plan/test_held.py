@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mthp.mm.page_alloc import NodeState
 from mthp.plan.packed import Counts, Words, tally
+from mthp.words.profiles import PROFILES
 from mthp.words.units import Geometry
-from tests.plan.__main__ import COUNTED, ENGINES, campaign, hold, kinds_of, main, one
+from mthp.worlds.arrays import WorldArrays
+from tests.plan.__main__ import COUNTED, DRAINED, ENGINES, campaign, hold, kinds_of, main, one
+from tests.plan.draw import Draw
+from tests.plan.images import PTRS, always, fill, made_process
 
 
 def test_what_was_counted_is_not_drawn_again(
@@ -34,10 +40,30 @@ def wrong(pages: Words, starts: np.ndarray[tuple[int], np.dtype[np.intp]], at: G
 
 
 def test_a_plan_that_counts_wrong_differs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, differ = hold(one(3, 15), wrong)
+    _, differ = hold(one(3, 4), wrong)
     assert "windows: the plan says" in differ[0]
-    assert main(["--replay", "3/15"]) == 0
+    assert main(["--replay", "3/4"]) == 0
     assert "0  differences" in capsys.readouterr().out
+
+
+def test_what_only_an_lru_batch_makes_different_is_counted_apart() -> None:
+    """As in test_planner_shared.py; a mistake in what is counted beside it still shows."""
+    owner = made_process(0, 2)
+    fill(owner, 0, slice(0, 16), 4096, used=0)
+    fill(owner, 0, slice(100, 101), 5000)
+    fill(owner, 1, slice(0, PTRS), 8192)
+    owner.tables.kpagecount[1, 31] = 2
+    draw = Draw(
+        WorldArrays((NodeState(None),), [owner]), always(4, 8, max_ptes_none=0), PROFILES["7.3"]
+    )
+    said, found = hold(draw)
+    assert (said[DRAINED], found) == (1, [])
+    counted = made_process(1, 1)
+    fill(counted, 0, slice(0, PTRS), 16384)
+    said, found = hold(
+        replace(draw, arrays=WorldArrays((NodeState(None),), [owner, counted])), wrong
+    )
+    assert said[DRAINED] == 0 and found
 
 
 def test_tables_of_every_kind_are_drawn_under_every_profile() -> None:
