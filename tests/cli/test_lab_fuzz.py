@@ -66,6 +66,8 @@ def campaign(tmp_path: Path) -> Campaigns:
     [
         (("--family", "nope"), "--family nope: not one of plain"),
         (("--family", "plain "), "not one of"),
+        (("--family", "nodes"), "--family nodes: goes with --nodes 2 or more"),
+        (("--distance", "10"), "--distance: '10' is not"),
         (("--seed", "x"), "--seed: 'x' is not a whole number"),
         (("--seed", "-1"), "--seed"),
         (("--n", "1.5"), "--n: '1.5' is not a whole number"),

@@ -18,7 +18,7 @@ from mthp.compare.conformance import (
     run_pass,
     run_scenario,
 )
-from mthp.compare.records import Conformance, Mismatch
+from mthp.compare.records import Conformance, Mismatch, MismatchKind
 from mthp.image.runs import PageKind, PagesState
 from mthp.image.scenario import RecordedPass, Scenario, load
 from mthp.image.scenario_values import Action
@@ -76,6 +76,50 @@ def test_which_processes_a_large_folio_knows_decides(name: str) -> None:
     assert (score.passes, score.passes - unknown.agreed) == KNOWN[name]
 
 
+def on_one_node(scenario: Scenario) -> Scenario:
+    """The same as older records had it."""
+
+    def without(state: PagesState) -> PagesState:
+        return dataclasses.replace(state, nodes=())
+
+    vmas = [dataclasses.replace(vma, initial=without(vma.initial)) for vma in scenario.vmas]
+    passes = [
+        dataclasses.replace(each, final=tuple(map(without, each.final))) for each in scenario.passes
+    ]
+    return dataclasses.replace(scenario, vmas=tuple(vmas), passes=tuple(passes), distances=())
+
+
+def test_which_node_each_page_lies_on_decides() -> None:
+    """Tables on nodes too far apart, and on which node the new folio lies."""
+    spread = scenarios("lab-nodes-7.3.4.jsonl.xz")
+    score = run_conformance(spread, V7_3)
+    assert [mismatch.to_json() for mismatch in score.mismatches[:3]] == []
+    assert score.agreed == score.passes == 14
+    assert score.outcomes["mm_khugepaged_scan_pmd", "scan_aborted"] > 5
+    near = [dataclasses.replace(each, distances=((10, 30), (30, 10))) for each in spread]
+    assert run_conformance(near, V7_3).agreed < 10
+    alone = run_conformance(list(map(on_one_node, spread)), V7_3)
+    assert alone.passes - alone.agreed > 5
+    swapped = [
+        dataclasses.replace(
+            scenario,
+            passes=tuple(
+                dataclasses.replace(each, final=tuple(map(on_the_other, each.final)))
+                for each in scenario.passes
+            ),
+        )
+        for scenario in spread
+    ]
+    kinds = {mismatch.kind for mismatch in run_conformance(swapped, V7_3).mismatches}
+    assert kinds == {MismatchKind.NODES}
+
+
+def on_the_other(state: PagesState) -> PagesState:
+    """What lies on node 0 lies on node 1, and the reverse."""
+    nodes = tuple((pages, node if node is None else 1 - node) for pages, node in state.nodes)
+    return dataclasses.replace(state, nodes=nodes)
+
+
 def alone(states: Iterable[PagesState]) -> int:
     """Small pages that nobody else maps."""
     return sum(
@@ -130,7 +174,7 @@ def test_frames_in_use_change_in_every_recording_as_the_kernel_counted() -> None
 
 
 def test_all_records_are_here() -> None:
-    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160 + 6 + 14
+    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160 + 6 + 14 + 14
 
 
 LOSES_SOFT_DIRTY = {"hand:softdirty-ro-16k"}

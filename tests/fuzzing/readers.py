@@ -133,6 +133,7 @@ def _small_scenario() -> dict[str, Any]:
     }
     huge = {"folios": "16:F4.LaBT.x.m1.f1.i0", "ptes": "16:HPWAD"}
     shared = {"folios": "4:- 4:F2.LaBT..m2.f0.i0 8:-", "ptes": "4:- 4:P 8:-"}
+    state["nodes"], huge["nodes"], shared["nodes"] = "8:0 6:- 1:1 1:-", "16:1", "4:- 4:0 8:-"
     return {
         "schema": "mthp-scenario/1", "id": "a", "kernel": "7.3.4", "action": "khugepaged",
         "settings": {"enabled": {"global": "always", "16kB": "always"}, "max_ptes_none": 15,
@@ -140,6 +141,7 @@ def _small_scenario() -> dict[str, Any]:
         "prctl": [None, "except_advised"], "memcg": {"limit_pages": 9000, "usage_pages": 100},
         "free_blocks": {"0": 50, "4": 3}, "largest_block": 9, "target": 0,
         "mm_ids": {"0": [[0, 4], [None, 2]]},
+        "nodes": {"distance": [[10, 21], [21, 10]], "reclaim": True},
         "vmas": [
             {"start": 1 << 30, "pages": 16, "advice": "hugepage", "initial": state, "pins": [[0, 1]],
              "locked": [[1, 1]], "off_lru": [[2, 1]], "poisoned": [[3, 1]], "extra_refs": [[0, 2, 3]]},

@@ -311,6 +311,63 @@ def test_processes_that_a_folio_cannot_know(
     assert message in str(caught.value)
 
 
+def spread(text: str, final: str = "512:0", **nodes: object) -> dict[str, Any]:
+    """A table of small pages in front of a folio of 16, on two nodes."""
+    doc = document("496:F0.RLaB.xs.m1 16:F4.RLaBT.x.m1.f0.i0", "512:PWAD")
+    doc["vmas"][0]["initial"]["nodes"] = text
+    for state in doc["passes"][0]["final"]:
+        state["nodes"] = final
+    return {**doc, "nodes": {"distance": [[10, 40], [40, 10]], **nodes}}
+
+
+def test_which_node_each_page_lies_on() -> None:
+    scenario = parse_scenario(spread("200:0 200:0 112:1", reclaim=True))
+    assert (scenario.distances, scenario.node_reclaim) == (((10, 40), (40, 10)), True)
+    assert scenario.vmas[0].initial.nodes == ((400, 0), (112, 1))
+    assert scenario.vmas[0].initial.nodes_text() == "400:0 112:1"
+    assert scenario.passes[0].final[0].nodes == ((512, 0),)
+    assert not parse_scenario(spread("512:0")).node_reclaim
+    assert parse_scenario(document()).distances == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "final", "distance", "message"),
+    [
+        ("500:0 12:1", "512:0", None, "initial.nodes: page 500: f0 lies on node 0 too"),
+        ("1:- 511:0", "512:0", None, "initial.nodes: page 0: none under F0.RLaB.xs.m1"),
+        ("512:2", "512:0", None, "initial.nodes: page 0: there are 2 nodes"),
+        ("512:0", "500:1 12:-", None, "passes[0].final[0].nodes: page 500: none under"),
+        ("512:64", "512:0", None, "initial.nodes: cannot read node '64'"),
+        ("512:x", "512:0", None, "initial.nodes: cannot read node 'x'"),
+        ("511:0", "512:0", None, "initial.nodes: the runs make 511 pages"),
+        ("512:0", "512:0", [[10]], "nodes.distance: not a row for each of 2 to 64 nodes"),
+        ("512:0", "512:0", [[10, 20], [20]], "nodes.distance: not a row for each"),
+        ("512:0", "512:0", [[10, 20], [20, True]], "nodes.distance: True is not 1 to 255"),
+        ("512:0", "512:0", [[10, 0], [0, 10]], "nodes.distance: 0 is not 1 to 255"),
+    ],
+)
+def test_nodes_that_cannot_be(text: str, final: str, distance: object, message: str) -> None:
+    doc = spread(text, final)
+    if distance is not None:
+        doc["nodes"]["distance"] = distance
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(doc)
+    assert message in str(caught.value)
+
+
+def test_nodes_are_told_of_all_states_or_of_none() -> None:
+    for part in ("initial", "final"):
+        doc = spread("512:0")
+        state = doc["vmas"][0]["initial"] if part == "initial" else doc["passes"][0]["final"][0]
+        del state["nodes"]
+        with pytest.raises(ScenarioError, match="nodes: missing, though there are nodes"):
+            parse_scenario(doc)
+    doc = spread("512:0")
+    del doc["nodes"]
+    with pytest.raises(ScenarioError, match="nodes: there are no nodes"):
+        parse_scenario(doc)
+
+
 # --- what cannot be -------------------------------------------------------------------------
 
 Change = Callable[[dict[str, Any]], object]

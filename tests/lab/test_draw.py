@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 
 from mthp.image.scenario_values import Action
-from mthp.lab.draw import FAMILIES, draw
+from mthp.lab.draw import FAMILIES, NODE_FAMILIES, draw
 from mthp.lab.program.declared import declare, problem
 from mthp.lab.program.program import REMOTE, SHMEM_ENABLED, Draft, Madv, Verb, parse
 from mthp.lab.program.walk import walk
@@ -24,11 +24,11 @@ def drafts() -> tuple[Draft, ...]:
     return tuple(draw(1, index) for index in range(NUMBER))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NODE_FAMILIES])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_draft_is_legal(family: str, seed: int) -> None:
     for index in range(12):
-        drawn = draw(seed, index, family)
+        drawn = draw(seed, index, family, nodes=2)
         assert drawn.family == family
         assert problem(drawn) == "", (drawn.id, [str(each) for each in drawn.program()])
 
@@ -43,6 +43,21 @@ def test_a_seed_draws_what_it_always_drew() -> None:
     """Recorded campaigns name their states by seed and index."""
     text = "".join(json.dumps(drawn.to_json(), sort_keys=True) for drawn in drafts()[:100])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "36e8e0642c62bd5a"
+
+
+def test_on_several_nodes_some_states_are_spread_over_them_and_the_others_stay() -> None:
+    spread = 0
+    for index, alone in enumerate(drafts()[:100]):
+        drawn = draw(1, index, nodes=3)
+        if drawn == alone:
+            continue
+        assert drawn.family == "nodes"
+        nodes = [each.numbers[0] for each in drawn.ops if each.verb is Verb.NODE]
+        assert set(nodes) <= {0, 1, 2} and nodes[-1] == 0
+        spread += 1
+    assert 3 < spread < 20
+    kinds = {each.kind for each in draw(1, 3, "nodes", nodes=3).ops}
+    assert "node" in kinds
 
 
 def test_drafts_round_trip_through_text() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from mthp.image.runs import PagesState
 from mthp.lab.session.observe import (
     FolioNames,
+    NodeSpans,
     ObservedVma,
     VmFlag,
     events_of,
@@ -349,6 +351,48 @@ def test_no_table_beside_a_table() -> None:
     entries = walk(*[(0, 2)] * 512, *[0] * 512)
     state = pages_state(START, data, entries, FolioNames([data]))
     assert state.ptes_text() == "512:nopte 512:-"
+
+
+ZONEINFO = """\
+Node 0, zone      DMA
+  per-node stats
+      nr_inactive_anon 6
+  pages free     2048
+        present  3998
+        cma      0
+  node_unreclaimable:  0
+  start_pfn:           1
+Node 0, zone    DMA32
+  pages free     8
+        present  45056
+  start_pfn:           4096
+Node 0, zone   Normal
+  pages free     0
+        present  0
+Node 0, zone  Movable
+  pages free     0
+        present  0
+  start_pfn:           0
+Node 1, zone    DMA32
+  pages free     27
+        present  49120
+  start_pfn:           49152
+Node 1, zone  Movable
+  pages free     0
+        present  0
+"""
+
+
+def test_which_node_a_frame_is_of() -> None:
+    nodes = NodeSpans(ZONEINFO)
+    assert nodes.number == 2
+    frames, shown = np.array([1, 49151, 0, 49152, 98000]), np.array([True, True, False, True, True])
+    assert nodes.runs(frames, shown) == ((2, 0), (1, None), (2, 1))
+    pages = [(PRESENT | 49000, SMALL, 1, 49000 << 8), (PRESENT | 50000, SMALL, 1, 50000 << 8), NONE]
+    data = b"".join(struct.pack("<4Q", *page) for page in pages)
+    state = pages_state(START, data, None, FolioNames([data]), nodes=nodes)
+    assert state.nodes == ((1, 0), (1, 1), (1, None))
+    assert pages_state(START, data, None, FolioNames([data])).nodes == ()
 
 
 PRESENT_PAGE = st.tuples(

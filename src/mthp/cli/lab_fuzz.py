@@ -53,6 +53,8 @@ def add_fuzz(subverbs: Verbs) -> None:
     )
     add_number(parser, "cpus", "processors of a guest (default 1)", 1, 64, 1)
     add_number(parser, "nodes", "its NUMA nodes (default 1)", 1, 8, 1)
+    apart = "of each node from the next (default 20; beyond 30 nodes are too far apart for one folio's pages)"
+    add_number(parser, "distance", apart, 11, 254, 20)
     parser.add_argument(
         "--swap",
         choices=("zram", "brd", "disk"),
@@ -78,7 +80,7 @@ def run_fuzz(args: argparse.Namespace) -> int:
         shrink_all,
     )
     from mthp.compare.campaign_folder import LOG_BYTES
-    from mthp.lab.draw import FAMILIES
+    from mthp.lab.draw import FAMILIES, NODE_FAMILIES
     from mthp.lab.kernels.kernels import find
     from mthp.lab.session.boot import Guest
     from mthp.lab.session.session import Swap
@@ -89,11 +91,14 @@ def run_fuzz(args: argparse.Namespace) -> int:
 
     if args.programs:
         return _run_programs(args)
-    if args.family and args.family not in FAMILIES:
-        raise UsageError(f"--family {args.family}: not one of {', '.join(FAMILIES)}")
+    if args.family in NODE_FAMILIES and args.nodes == 1:
+        raise UsageError(f"--family {args.family}: goes with --nodes 2 or more")
+    families = FAMILIES | NODE_FAMILIES
+    if args.family and args.family not in families:
+        raise UsageError(f"--family {args.family}: not one of {', '.join(families)}")
     captures = _captures(args.paths)
     kernel = find(args.kernel)
-    guest = Guest(cpus=args.cpus, nodes=args.nodes, swap=Swap(args.swap))
+    guest = Guest(cpus=args.cpus, nodes=args.nodes, distance=args.distance, swap=Swap(args.swap))
     spec = CampaignSpec(args.seed, args.n, kernel.release, args.family, captures, guest)
     name = f"lab-fuzz-{kernel.release}-{args.seed}" + (f"-{args.family}" if args.family else "")
     campaign = open_campaign(spec, Path(args.output or name))

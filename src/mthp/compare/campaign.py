@@ -55,6 +55,7 @@ class CampaignSpec:
             "captures": [path.value for path in self.paths],
             "cpus": self.guest.cpus,
             "nodes": self.guest.nodes,
+            **({"distance": self.guest.distance} if self.guest.nodes > 1 else {}),
             "swap": self.guest.swap.value,
         }
 
@@ -186,13 +187,13 @@ def _start_worker(kernel: CachedKernel, guest: Guest, tools: CaptureTools | None
 def _record_index(spec: CampaignSpec, index: int) -> DraftVerdict:
     """Record one draft in a worker. The comparison is left to the main process, so that no guest waits."""
     assert _runner is not None
-    return _runner.record(draw(spec.seed, index, spec.family))
+    return _runner.record(draw(spec.seed, index, spec.family, spec.guest.nodes))
 
 
 def _shrink_one(spec: CampaignSpec, index: int, budget: int) -> ShrunkDraft:
     """Shrink one draft that disagrees. If it does not disagree again, the result is the draft itself."""
     assert _runner is not None
-    draft = draw(spec.seed, index, spec.family)
+    draft = draw(spec.seed, index, spec.family, spec.guest.nodes)
     verdicts: dict[str, DraftVerdict] = {}
 
     def still_bad(candidate: Draft) -> bool:

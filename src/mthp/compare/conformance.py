@@ -165,6 +165,9 @@ def compare(scenario: Scenario, number: int, result: PassResult) -> Iterable[Mis
             assert got_state.ptes is not None
             ptes = encode_runs(want_state.ptes), encode_runs(got_state.ptes)
             yield mismatch(MismatchKind.PTES, *ptes, i)
+        if want_state.nodes != got_state.nodes:
+            nodes = want_state.nodes_text(), got_state.nodes_text()
+            yield mismatch(MismatchKind.NODES, *nodes, i)
 
 
 def _without_empty(counters: Mapping[str, Any]) -> dict[str, Any]:

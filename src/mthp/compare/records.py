@@ -22,6 +22,7 @@ class MismatchKind(StrEnum):
     KILLED = "killed"
     FOLIOS = "final.folios"
     PTES = "final.ptes"
+    NODES = "final.nodes"
     STATE = "state"
 
 

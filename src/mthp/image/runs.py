@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from sys import intern
 from typing import TypeVar
 
@@ -39,6 +40,13 @@ PAGEMAP_LETTERS = "xws"
 
 SWAP_LETTERS = "wfc"
 """Letters of a swap entry: uffd-wp, shared by fork (not exclusive), soft-clean; in this order."""
+
+
+MOST_NODES = 64
+"""NUMA nodes of a scenario."""
+
+NodeRuns = tuple[tuple[int, int | None], ...]
+"""Runs over a VMA's pages: how many, and their NUMA node, None where no folio is."""
 
 
 class RunsError(ValueError):
@@ -238,11 +246,28 @@ def parse_pte_token(text: str) -> PteToken:
     return PteToken(PteState.HUGE if match[1] else PteState.PRESENT, intern(match[2]))
 
 
-Token = TypeVar("Token", FolioToken, PteToken)
+@lru_cache(maxsize=1 << 8)
+def parse_node(text: str) -> int | None:
+    """Read one token of `nodes` (without `N:`), None where nothing lies; RunsError where it is none."""
+    if text == "-":
+        return None
+    try:
+        return parse_whole(text, 0, MOST_NODES - 1)
+    except ValueError:
+        raise RunsError(f"cannot read node {text[:40]!r}") from None
+
+
+def node_runs(pieces: Iterable[tuple[int, int | None]]) -> NodeRuns:
+    """The longest runs of nodes over shorter ones that stand in a row."""
+    alike = groupby(pieces, key=itemgetter(1))
+    return tuple((sum(pages for pages, _ in run), node) for node, run in alike)
+
+
+Token = TypeVar("Token", FolioToken, PteToken, int | None)
 
 
 def parse_runs(text: str, parse: Callable[[str], Token]) -> tuple[tuple[int, Token], ...]:
-    """(pages, token) of each run; parse is parse_folio_token or parse_pte_token."""
+    """(pages, token) of each run; parse is parse_folio_token, parse_pte_token or parse_node."""
     runs = []
     for item in text.split():
         count, colon, token = item.partition(":")
@@ -322,11 +347,13 @@ class PagesState:
 
     ptes is None where the record has none (a mapping that was never written, see ScenarioVma's
     anon_vma); its entries are then those that the folios imply: none, or a read-only zero page.
+    nodes: empty where there is one node alone.
     """
 
     pages: int
     folios: tuple[tuple[int, FolioToken], ...]
     ptes: tuple[tuple[int, PteToken], ...] | None
+    nodes: NodeRuns = ()
 
     @classmethod
     def of_pages(
@@ -370,3 +397,7 @@ class PagesState:
     def ptes_text(self) -> str | None:
         """The `ptes` string."""
         return None if self.ptes is None else encode_runs(self.ptes)
+
+    def nodes_text(self) -> str:
+        """The `nodes` string."""
+        return " ".join(f"{count}:{'-' if node is None else node}" for count, node in self.nodes)

@@ -16,15 +16,18 @@ from typing import Any
 from mthp.image.fields import Fields, ScenarioError, short
 from mthp.image.runs import (
     MOST_DIGITS,
+    MOST_NODES,
     PagesState,
     PteState,
     RunsError,
     Token,
+    node_runs,
     parse_folio_token,
+    parse_node,
     parse_pte_token,
     parse_runs,
 )
-from mthp.image.scenario_checks import check_mm_ids, check_snapshot, check_vmas
+from mthp.image.scenario_checks import check_mm_ids, check_nodes, check_snapshot, check_vmas
 from mthp.image.scenario_values import Action, Advice, KnownMm, Memcg, Prctl, ScenarioVma
 from mthp.words.files import FileError
 from mthp.words.reading import numbered_lines, parse_object
@@ -62,7 +65,8 @@ class Scenario:
     registered: for each process, whether it is on khugepaged's list; empty where all are. kernel: the
     recording kernel's release, empty where nothing was recorded (then passes is empty too). mm_ids: of large
     folios that count as shared, by identity in the initial state, which processes they know; of the others
-    it follows from who maps them.
+    it follows from who maps them. distances: of NUMA nodes, a row each as node_distance() has it; empty
+    where there is one. node_reclaim: vm.zone_reclaim_mode is set.
     """
 
     id: str
@@ -79,6 +83,8 @@ class Scenario:
     synchronous: bool = True
     registered: tuple[bool, ...] = ()
     mm_ids: Mapping[int, tuple[KnownMm, ...]] = field(default_factory=dict)
+    distances: tuple[tuple[int, ...], ...] = ()
+    node_reclaim: bool = False
     built_by: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -161,6 +167,8 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
     )
     mm_ids = _mm_ids(fields)
     check_mm_ids(settings.geometry, vmas, mm_ids)
+    distances, node_reclaim = _nodes(fields)
+    check_nodes(len(distances), [(f"vmas[{i}].initial", v.initial) for i, v in enumerate(vmas)])
     passes = []
     for each in fields.objects("passes", what="a list of passes", default=()):
         recorded = _pass(each, vmas)
@@ -171,6 +179,8 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
                 for i, (vma, state) in enumerate(zip(vmas, recorded.final, strict=False))
             ],
         )
+        states = enumerate(recorded.final)
+        check_nodes(len(distances), [(f"{each.where}final[{i}]", state) for i, state in states])
         passes.append(recorded)
     return Scenario(
         id=name,
@@ -187,6 +197,8 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
         synchronous=fields.take("synchronous", bool, True),
         registered=_registered(fields),
         mm_ids=mm_ids,
+        distances=distances,
+        node_reclaim=node_reclaim,
         built_by=tuple(fields.take("built_by", list, [])),
         extra=fields.rest() | ({"settings": unknown} if unknown else {}),
     )
@@ -270,11 +282,12 @@ def _advice(fields: Fields) -> Advice | None:
 
 
 def _state(document: Mapping[str, Any], pages: int, where: str) -> PagesState:
-    """Read one state: its two strings, each of which must describe exactly `pages` pages."""
+    """Read one state: its strings, each of which must describe exactly `pages` pages."""
     fields = Fields(document, f"{where}.")
     folios = _runs(fields, "folios", parse_folio_token, pages)
     ptes = None if fields.is_null("ptes") else _runs(fields, "ptes", parse_pte_token, pages)
-    return PagesState(pages, folios, ptes)
+    nodes = _runs(fields, "nodes", parse_node, pages) if fields.has("nodes") else ()
+    return PagesState(pages, folios, ptes, node_runs(nodes))
 
 
 def _runs(
@@ -316,6 +329,21 @@ def _pass(fields: Fields, vmas: tuple[ScenarioVma, ...]) -> RecordedPass:
         killed=killed,
         extra=fields.rest(),
     )
+
+
+def _nodes(fields: Fields) -> tuple[tuple[tuple[int, ...], ...], bool]:
+    """Read `nodes`: the distances of each from each, and whether they reclaim before others are asked."""
+    if fields.is_null("nodes"):
+        return (), False
+    nodes = Fields(fields.take("nodes", dict), "nodes.")
+    rows = nodes.take("distance", list)
+    whole = all(isinstance(row, list) and len(row) == len(rows) for row in rows)
+    if not whole or not 1 < len(rows) <= MOST_NODES:
+        raise ScenarioError(f"nodes.distance: not a row for each of 2 to {MOST_NODES} nodes")
+    for each in (each for row in rows for each in row):
+        if type(each) is not int or not 0 < each < 256:
+            raise ScenarioError(f"nodes.distance: {short(each)} is not 1 to 255")
+    return tuple(map(tuple, rows)), nodes.take("reclaim", bool, False)
 
 
 def _memcg(fields: Fields) -> Memcg | None:

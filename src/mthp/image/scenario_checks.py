@@ -130,6 +130,39 @@ def check_mm_ids(
                 )
 
 
+def check_nodes(nodes: int, snapshot: Sequence[tuple[str, PagesState]]) -> None:
+    """Check that every page of a folio, and no other, has a node, and all of a folio the same.
+
+    nodes: how many there are; 0 where the document has none.
+    """
+    known: dict[int, int] = {}
+    for where, state in snapshot:
+        if bool(state.nodes) is not bool(nodes):
+            what = "missing, though there are nodes" if nodes else "there are no nodes"
+            raise ScenarioError(f"{where}.nodes: {what}")
+        runs = iter(state.nodes)
+        left, node = next(runs, (0, None))
+        page = 0
+        for count, token in state.folios if nodes else ():
+            end = page + count
+            while page < end:
+                if not left:
+                    left, node = next(runs)
+                if node is not None and node >= nodes:
+                    raise ScenarioError(f"{where}.nodes: page {page}: there are {nodes} nodes")
+                if (node is None) is (token.kind is PageKind.FOLIO):
+                    have = "none" if node is None else f"node {node}"
+                    raise ScenarioError(f"{where}.nodes: page {page}: {have} under {token}")
+                if token.folio is not None and node is not None:
+                    other = known.setdefault(token.folio, node)
+                    if other != node:
+                        raise ScenarioError(
+                            f"{where}.nodes: page {page}: f{token.folio} lies on node {other} too"
+                        )
+                step = min(left, end - page)
+                page, left = page + step, left - step
+
+
 def _stretches(state: PagesState) -> Iterator[_Stretch]:
     """Cut the state where either of its strings changes; neighbours that go on are joined."""
     page = 0

@@ -43,12 +43,15 @@ def image_of_scenario(scenario: Scenario) -> WorldArrays:
     """The arrays of a scenario's first state."""
     expansion = _Expansion(scenario)
     memcg = scenario.memcg
+    node = NodeState(scenario.free_blocks, largest=scenario.largest_block)
     return WorldArrays(
-        nodes=(NodeState(scenario.free_blocks, largest=scenario.largest_block),),
+        nodes=(node,) * max(1, len(scenario.distances)),
         processes=[expansion.process(mm) for mm in dict.fromkeys(v.mm for v in scenario.vmas)],
         memcgs=(ImageMemcg("scenario", memcg.limit_pages, memcg.usage_pages),) if memcg else (),
         outside=expansion.outside,
         synchronous=scenario.synchronous,
+        distances=scenario.distances,
+        node_reclaim=scenario.node_reclaim,
     )
 
 
@@ -82,6 +85,8 @@ class _Expansion:
             shape = tables.pte.shape
             ids, counts = np.zeros(shape, np.uint64), np.zeros(shape, np.uint64)
             tables = replace(tables, mm_ids=ids, mm_id_mapcounts=counts)
+        if scenario.distances:
+            tables = replace(tables, node=np.zeros(tables.pte.shape, np.uint8))
         for _, vma in of_mm:
             self.expand(vma, tables)
         modes = scenario.prctl
@@ -122,6 +127,10 @@ class _Expansion:
         tables.folio_order[where] = order
         if tables.mm_ids is not None and tables.mm_id_mapcounts is not None:
             tables.mm_ids[where], tables.mm_id_mapcounts[where] = known
+        if tables.node is not None:
+            counts = [count for count, _ in vma.initial.nodes]
+            nodes = np.array([node or 0 for _, node in vma.initial.nodes], np.uint8)
+            tables.node[where] = np.repeat(nodes, counts)[here]
 
     def folio_run(self, count: int, token: FolioToken) -> tuple[int, ...]:
         """pte, pfn and its rise from page to page, kpageflags, kpagecount, order, and the words of mm ids of

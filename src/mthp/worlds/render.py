@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from mthp.image.runs import (
     PagesState,
     PteState,
     PteToken,
+    node_runs,
     parse_pte_token,
 )
 from mthp.image.snapshot import KPF_OF_LETTER
@@ -33,7 +35,7 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.swap_table import swp_offset, swp_type
 from mthp.mm.vm_flags import VM_SOFTDIRTY
-from mthp.worlds.build import PG_OF_KPF
+from mthp.worlds.build import PG_OF_KPF, mapped_frame
 from mthp.worlds.from_scenario import PTE_LETTERS
 
 _NONE = FolioToken(PageKind.NONE)
@@ -158,14 +160,27 @@ class Renderer:
 
 
 def render_state(kernel: Kernel, vmas: list[Vma]) -> list[PagesState]:
-    """The state of each VMA, folio identities shared among them."""
+    """The state of each VMA, folio identities shared among them; with nodes if there are several."""
     renderer = Renderer(kernel)
-    return [
+    states = [
         PagesState.of_pages(
             *renderer.pages(vma, vma.vm_start, vma.vm_end), vma.vm_start, kernel.geometry
         )
         for vma in vmas
     ]
+    if len(kernel.mem.allocator.nodes) == 1:
+        return states
+    return [
+        replace(state, nodes=node_runs(_nodes(kernel, vma)))
+        for state, vma in zip(states, vmas, strict=True)
+    ]
+
+
+def _nodes(kernel: Kernel, vma: Vma) -> Iterator[tuple[int, int | None]]:
+    """Each page by itself, with the node of its folio."""
+    for address in range(vma.vm_start, vma.vm_end, kernel.geometry.page_size):
+        pfn = mapped_frame(vma.vm_mm, address)
+        yield 1, kernel.mem.nid.raw[pfn] if pfn else None
 
 
 def canonical(states: list[PagesState]) -> list[PagesState]:

@@ -102,6 +102,8 @@ def _check_whole(scenario: Scenario) -> None:
     """Raise CannotBuild for what no program can make."""
     if scenario.geometry != GEOMETRY:
         raise CannotBuild("geometry: guests have 4 KiB pages and 2 MiB PMDs")
+    if scenario.distances:
+        raise CannotBuild("nodes: the guest has one")
     if not scenario.vmas:
         raise CannotBuild("vmas: nothing is mapped")
     for i, vma in enumerate(scenario.vmas):

@@ -26,7 +26,7 @@ from mthp.lab.draw.fill import (
 )
 from mthp.lab.draw.knobs import MAX_LIMIT, draw_settings
 from mthp.lab.draw.layout import close, map_many, map_one, place, start_mapped
-from mthp.lab.draw.program_builder import ProgramBuilder
+from mthp.lab.draw.program_builder import ProgramBuilder, cuts
 from mthp.lab.draw.special import (
     collapse,
     collapse_some,
@@ -45,7 +45,15 @@ from mthp.lab.draw.special import (
 )
 from mthp.lab.draw.swapin import swapin
 from mthp.lab.geometry import ORDERS, PMD_ORDER, PMD_PAGES, SMALL_ORDERS, round_up_to_table
-from mthp.lab.program.program import SHMEM_ENABLED, SYSFS, Madv, Operation, Verb, switches
+from mthp.lab.program.program import (
+    SHMEM_ENABLED,
+    SYSFS,
+    ZONE_RECLAIM,
+    Madv,
+    Operation,
+    Verb,
+    switches,
+)
 from mthp.lab.program.space import PageMark
 from mthp.words.settings import Enabled
 
@@ -533,6 +541,31 @@ def advise_from_outside(builder: ProgramBuilder) -> None:
     for run in builder.pieces(who, (PageMark.WRITTEN,), 2, PMD_PAGES):
         builder.do(Verb.ADVISE_OTHER, who, *run, int(advice), who=by)
 
+
+def nodes(builder: ProgramBuilder) -> None:
+    """Memory on several NUMA nodes, in runs of any size, and zone_reclaim_mode set or not."""
+    rng = builder.rng
+    builder.do(Verb.WRITE_FILE, ZONE_RECLAIM, rng.choice(["0", "1", "1"]))
+    rng.choice([plain, plain, plain, many_vmas, large, shared, swap, madvise, forks])(builder)
+    spread = [piece for each in builder.ops for piece in _on_nodes(builder, each)]
+    builder.ops = [*spread, *(Operation(Verb.NODE, (0,), who) for who in builder.world.processes)]
+
+
+def _on_nodes(builder: ProgramBuilder, each: Operation) -> list[Operation]:
+    """An operation, if it is a touch in parts, each on a node of its own."""
+    rng = builder.rng
+    if each.verb not in (Verb.WRITE, Verb.READ) or rng.random() < 0.3:
+        return [each]
+    parts, grain = rng.choice([1, 1, 2, 3, 6]), rng.choice([1, 16, 64, PMD_PAGES])
+    found = []
+    for run in cuts(rng, each.start, each.end, parts, grain):
+        found += [Operation(Verb.NODE, (rng.randrange(builder.nodes),), each.who)]
+        found += [each.with_range(*run)]
+    return found
+
+
+NODE_FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {"nodes": (0.1, nodes)}
+"""Those of guests with several NUMA nodes: name -> the share of states, and the function."""
 
 FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {
     "plain": (8, plain),

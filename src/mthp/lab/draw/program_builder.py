@@ -39,7 +39,7 @@ class ProgramBuilder:
 
     world: what its operations have made so far. settings: the final ones; while the operations run,
     every switch is off. finish: operations for after the final settings are written, which are not
-    walked through yet.
+    walked through yet. nodes: the NUMA nodes of the guest.
     """
 
     rng: Random
@@ -50,6 +50,7 @@ class ProgramBuilder:
     action: Action = Action.KHUGEPAGED
     target: Target | None = None
     passes: int = 1
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         for each in switches(ALL_OFF):

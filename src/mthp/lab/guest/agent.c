@@ -715,6 +715,12 @@ static void run(char *line)
 	}
 	if (!strcmp(op, "pidof") && needs(&w, 2))
 		return find_process(w.word[1]);
+	if (!strcmp(op, "pin") && needs(&w, 3)) {
+		unsigned long cpus = 1UL << number(&w, 2);
+
+		return answer_result(syscall(SYS_sched_setaffinity, (pid_t)number(&w, 1), sizeof(cpus), &cpus) < 0 ?
+					     -errno : 0, w.word[1]);
+	}
 	if (!strcmp(op, "kill") && needs(&w, 3))
 		return answer_result(kill(number(&w, 1), number(&w, 2)) ? -errno : 0, w.word[1]);
 	if (!strcmp(op, "poweroff")) {

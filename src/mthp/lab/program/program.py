@@ -100,7 +100,7 @@ class Verb(StrEnum):
     """What an operation does, and its operands. The name of the process comes before it, if it has one.
 
     The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above. NODE:
-    what the process touches from then on lies on that NUMA node, which a record does not say.
+    what the process touches from then on lies on that NUMA node.
     """
 
     operands: tuple[Operand, ...]
@@ -327,6 +327,11 @@ def size_folder(order: int) -> str:
 SHMEM_ENABLED = f"{size_folder(PMD_ORDER)}/shmem_enabled"
 """A file that is `advise` unless a program writes it: that keeps khugepaged's thread alive while every size
 of anonymous memory is off."""
+
+
+ZONE_RECLAIM = "/proc/sys/vm/zone_reclaim_mode"
+"""A file that is 0 unless a program writes it: whether a NUMA node reclaims its own memory before that of
+distant ones is taken."""
 
 
 def switch(order: int, mode: Enabled) -> Operation:

@@ -31,7 +31,7 @@ class Booted:
 @dataclass(frozen=True)
 class Guest:
     """What a guest is made of, beside its kernel. memory: MiB; nodes: of NUMA, which share it; distance: of
-    each two."""
+    each from the next."""
 
     memory: int = 512
     cpus: int = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from functools import lru_cache
 from itertools import pairwise
@@ -19,9 +19,11 @@ import numpy as np
 
 from mthp.image.runs import (
     SPECIAL_SWAP_TYPE,
+    NodeRuns,
     PagesState,
     PteToken,
     joined_folios,
+    node_runs,
     parse_folio_token,
     parse_pte_token,
 )
@@ -135,13 +137,46 @@ def _columns(pages: bytes) -> Any:
     return np.frombuffer(pages, dtype="<u8").reshape(-1, 4)
 
 
+class NodeSpans:
+    """Which NUMA node each frame is of."""
+
+    def __init__(self, zoneinfo: str) -> None:
+        """zoneinfo: the text of /proc/zoneinfo, which has for each zone where it starts."""
+        zones = sorted((int(zone[2]), int(zone[1])) for zone in _ZONE.finditer(zoneinfo))
+        self._starts = [start for start, _ in zones]
+        self._nodes = [node for _, node in zones]
+
+    @property
+    def number(self) -> int:
+        """How many nodes there are."""
+        return max(self._nodes) + 1
+
+    def runs(self, frames: Any, shown: Any) -> NodeRuns:
+        """The runs over pages. frames: of each page. shown: which of them have a folio."""
+        places = np.searchsorted(self._starts, frames, side="right") - 1
+        nodes = np.where(shown, np.array(self._nodes)[places], -1).tolist()
+        return node_runs((1, None if node < 0 else node) for node in nodes)
+
+
+_ZONE = re.compile(
+    r"^Node (\d+), zone +\w+\n(?:(?!Node).*\n)*? +present +[1-9].*\n(?:(?!Node).*\n)*? +start_pfn: +(\d+)$",
+    re.MULTILINE,
+)
+"""A zone that has memory, in /proc/zoneinfo."""
+
+
 def pages_state(
-    start: int, pages: bytes, entries: bytes | None, names: FolioNames, sleepers: int = 0
+    start: int,
+    pages: bytes,
+    entries: bytes | None,
+    names: FolioNames,
+    sleepers: int = 0,
+    nodes: NodeSpans | None = None,
 ) -> PagesState:
     """The state of one VMA from the agent's answers to `pages` and `walk`.
 
     start: the VMA's first address. sleepers: how many children outside the snapshot share what fork()
-    shared.
+    shared. nodes: where there are several.
     """
     columns = _columns(pages)
     ptes, words = None, None
@@ -153,7 +188,12 @@ def pages_state(
         word = None if words is None else int(words[place])
         text = _folio_text(columns[place].tolist(), word, names, sleepers)
         pieces.append((count, parse_folio_token(text)))
-    return PagesState(len(columns), joined_folios(pieces), ptes)
+    state = PagesState(len(columns), joined_folios(pieces), ptes)
+    if nodes is None:
+        return state
+    pagemap, flags = columns[:, 0], columns[:, 1]
+    shown = (pagemap & PM_PRESENT != 0) & (flags & KPF_ZERO_PAGE == 0)
+    return replace(state, nodes=nodes.runs(pagemap & _PFN, shown))
 
 
 def _cut(differs: Any) -> Iterator[tuple[int, int]]:

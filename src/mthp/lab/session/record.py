@@ -132,6 +132,9 @@ def _head(session: GuestSession, draft: Draft, declared: Declared, kernel: str) 
         document["target"] = declared.target
     if not session.swap.synchronous:
         document["synchronous"] = False
+    nodes = session.nodes()
+    if nodes is not None:
+        document["nodes"] = nodes
     if any(declared.prctl):
         document["prctl"] = list(declared.prctl)
     return document
@@ -194,7 +197,8 @@ def _vma(declared: DeclaredVma, observed: ObservedVma, state: PagesState) -> dic
 
 
 def _state(state: PagesState) -> dict[str, Any]:
-    return {"folios": state.folios_text(), "ptes": state.ptes_text()}
+    document = {"folios": state.folios_text(), "ptes": state.ptes_text()}
+    return document | ({"nodes": state.nodes_text()} if state.nodes else {})
 
 
 def _pass(

@@ -25,6 +25,7 @@ from mthp.lab.program.program import (
     REACH,
     SHMEM_ENABLED,
     SYSFS,
+    ZONE_RECLAIM,
     Madv,
     Operation,
     Verb,
@@ -35,6 +36,7 @@ from mthp.lab.session.mm_ids import MmIds
 from mthp.lab.session.observe import (
     TRACING,
     FolioNames,
+    NodeSpans,
     ObservedVma,
     events_of,
     memory_of,
@@ -177,6 +179,8 @@ class GuestSession:
         self._cut_short = False
         self._trusted = -1
         self._mm_ids: MmIds | None = None
+        spans = NodeSpans(channel.ask("r /proc/zoneinfo").decode())
+        self._nodes = spans if spans.number > 1 else None
         self.swap = Swap.ZRAM
         # None where there is only the global switch.
         self._orders = [order for order in ORDERS if self._exists(switch_file(order))]
@@ -296,6 +300,8 @@ class GuestSession:
         for name in OFF:
             self._write_optional(f"{SYSFS}/{name}", "0")
         self._write_optional(SHMEM_ENABLED, "advise")
+        if self._nodes is not None:
+            self.write(ZONE_RECLAIM, "0")
         self.memory_pressure.end()
         if self._cut_short:
             self._rewind()
@@ -435,6 +441,22 @@ class GuestSession:
         most = (1 << 52) if limit == "max" else int(limit) - (int(usage) - anon)
         return {"limit_pages": most // PAGE_SIZE, "usage_pages": anon // PAGE_SIZE}
 
+    def nodes(self) -> dict[str, Any] | None:
+        """How far the NUMA nodes are from each other, and whether they reclaim; None where there is one."""
+        if self._nodes is None:
+            return None
+        files = [f"/sys/devices/system/node/node{n}/distance" for n in range(self._nodes.number)]
+        *rows, reclaim = self._channel.ask_all([f"r {path}" for path in (*files, ZONE_RECLAIM)])
+        return {
+            "distance": [list(map(int, row.split())) for row in rows],
+            "reclaim": int(reclaim) != 0,
+        }
+
+    def _hold(self, pid: int) -> None:
+        """Where there are several nodes, have a task run on the first alone: what it swaps in lies there."""
+        if self._nodes is not None:
+            self._channel.ask(f"pin {pid} 0")
+
     def oom_kills(self, group: str) -> int:
         """How many processes of a memory cgroup the OOM killer has killed."""
         events = self._channel.ask(f"r /sys/fs/cgroup/{group}/memory.events").split()
@@ -474,7 +496,7 @@ class GuestSession:
         answers = self._channel.ask_all(commands)
         names = FolioNames(answers[::2], self._trusted)
         states = [
-            pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers)
+            pages_state(start, answers[2 * i], answers[2 * i + 1], names, sleepers, self._nodes)
             for i, start in enumerate(starts)
         ]
         return states, names
@@ -529,6 +551,7 @@ class GuestSession:
         meanwhile.
         """
         pid = self._pid_of("khugepaged")
+        self._hold(pid)
         asleep = f"wait /proc/{pid}/stat 2 S {PATIENCE_MS}"
         done = int(self._channel.ask(f"r {KHUGEPAGED}/full_scans"))
         trigger = f"w {KHUGEPAGED}/scan_sleep_millisecs {ASLEEP}"
@@ -549,6 +572,7 @@ class GuestSession:
     def collapse(self, op: Operation) -> tuple[list[dict[str, Any]], int]:
         """Run an operation that is MADV_COLLAPSE; returns its events, and 0 or a negative errno."""
         command = self._commands(op)[0]
+        self._hold(self.pid(op.who))
         errno = 0
         self.write(f"{TRACING}/trace", "")
         try:

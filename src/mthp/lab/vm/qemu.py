@@ -46,8 +46,8 @@ BOOT_SECONDS = {Accel.KVM: 30.0, Accel.TCG: 600.0}
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """The guest's configuration. memory: MiB. nodes: of NUMA, which share it; distance: of each two of them.
-    disk: bytes of an empty disk, 0 for none. arguments: words on the kernel's command line."""
+    """The guest's configuration. memory: MiB. nodes: of NUMA, which share it; distance: of each from the
+    next, in a row. disk: bytes of an empty disk, 0 for none. arguments: on the kernel's command line."""
 
     kernel: Path
     initramfs: tuple[Path, ...]
@@ -195,14 +195,20 @@ def _start(
 
 
 def _nodes(machine: MachineConfig) -> Iterator[str]:
-    """The arguments for NUMA: the memory in equal parts, the CPUs in turn."""
+    """The arguments for NUMA: the memory in equal parts (the last has the rest), the CPUs in turn."""
     for node in range(machine.nodes if machine.nodes > 1 else 0):
         size = machine.memory // machine.nodes
+        size += machine.memory % machine.nodes if node + 1 == machine.nodes else 0
         cpus = "".join(f",cpus={cpu}" for cpu in range(node, machine.cpus, machine.nodes))
         yield from ("-object", f"memory-backend-ram,id=node{node},size={size}M")
         yield from ("-numa", f"node,nodeid={node},memdev=node{node}{cpus}")
     for one, other in combinations(range(machine.nodes), 2):
-        yield from ("-numa", f"dist,src={one},dst={other},val={machine.distance}")
+        far = min(_HERE + (machine.distance - _HERE) * (other - one), _FARTHEST)
+        yield from ("-numa", f"dist,src={one},dst={other},val={far}")
+
+
+_HERE, _FARTHEST = 10, 254
+"""The distance of a node from itself, and the highest there is."""
 
 
 def _path_in_child(file: IO[bytes]) -> str:
