@@ -79,7 +79,7 @@ def test_settings_that_are_masked(program: Path, sleeper: int, folder: str) -> N
     image = Image(snapshot, "x", "y")
     settings = image.configured(enabled="always,2048kB=always", max_ptes_none=7)
     assert any(
-        "no setting could be read" in each for each in image.run(settings).outcome.assumptions
+        "no setting could be read" in each for each in image.run(settings).outcome.basis.assumptions
     )
 
 
@@ -105,7 +105,7 @@ def test_files_of_the_process_that_are_masked(program: Path, sleeper: int, file:
 
 def test_free_memory_that_is_masked(program: Path, sleeper: int) -> None:
     snapshot, _ = seen(program, "mount --bind /dev/null /proc/buddyinfo", sleeper)
-    said = Image(snapshot, "x", "y").run().outcome.assumptions[-1]
+    said = Image(snapshot, "x", "y").run().outcome.basis.assumptions[-1]
     assert "as MemFree says; buddyinfo shows none of it" in said
 
 

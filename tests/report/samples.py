@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mthp.mm.huge_mm import VmaGate
 from mthp.predict.records import (
+    Basis,
     Change,
     ChangeKind,
     Clock,
@@ -165,10 +166,15 @@ RESIDENT = Resident(
 )
 
 OUTCOME = Outcome(
-    target="redis-server, pid 812",
-    source="snapshot redis.npz",
-    profile="7.3",
-    profile_reason="default: captured kernel 6.18 knows no multi-size collapse",
+    basis=Basis(
+        "redis-server, pid 812",
+        "snapshot redis.npz",
+        "7.3",
+        "default: captured kernel 6.18 knows no multi-size collapse",
+        assumptions=("young: from smaps' Referenced per mapping",),
+        unseen=("no root: folio orders; base pages are assumed",),
+        usual=frozenset({"young: from smaps' Referenced per mapping"}),
+    ),
     settings=Settings(max_ptes_none=0, sizes={4: Enabled.ALWAYS, 9: Enabled.ALWAYS}),
     page_size=4096,
     pmd_order=9,
@@ -207,8 +213,6 @@ OUTCOME = Outcome(
     ),
     resident=RESIDENT,
     partly_before=PartlyMapped(3, 2 * MIB, MIB),
-    assumptions=("young: from smaps' Referenced per mapping",),
-    unseen=("no root: folio orders; base pages are assumed",),
     warnings=("3 pages changed while they were read",),
     timeline=(
         TimePoint(10_004, 2 * MIB, 16 * MIB),
@@ -216,7 +220,6 @@ OUTCOME = Outcome(
         TimePoint(100_012, 7 * MIB, 51 * MIB),
     ),
     others=Others(23, 1200 * MIB, scanned=False),
-    usual=frozenset({"young: from smaps' Referenced per mapping"}),
     seconds=1.25,
 )
 

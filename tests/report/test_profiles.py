@@ -19,9 +19,11 @@ from mthp.words.profiles import PMD_ONLY, PROFILES, V7_3, V16, Profile, differen
 from mthp.words.results import ScanResult
 from tests.report.samples import MIB, OUTCOME, REFUSALS, VMAS, console, golden, printed, raising
 
+V16_BASIS = replace(OUTCOME.basis, profile="v16")
+
 OTHER = replace(
     OUTCOME,
-    profile="v16",
+    basis=V16_BASIS,
     orders_after={**OUTCOME.orders_after, 4: OrderUse(16, MIB), 5: OrderUse(1, 128 * 1024)},
     memory_added=6 * MIB,
     successes=Effort(24, 48 * MIB, 24, 17_000, 48 * MIB),
@@ -61,7 +63,7 @@ def test_on_a_target() -> None:
 
 
 def test_the_same_on_a_target() -> None:
-    same = replace(OUTCOME, profile="v16", profile_reason="asked for", seconds=9.0)
+    same = replace(OUTCOME, basis=replace(V16_BASIS, profile_reason="asked for"), seconds=9.0)
     assert "No difference on this target." in diff(same, OUTCOME)
 
 
@@ -74,14 +76,14 @@ def test_what_differs_below_the_totals_is_no_sameness() -> None:
     text = diff(worded, OUTCOME)
     assert "1 range is refused otherwise" in text
     assert "are missing; raise max_ptes_none to 5" in diff(worded, OUTCOME, 200)
-    warned = diff(replace(OUTCOME, profile="v16", warnings=("a WARN",)), OUTCOME)
+    warned = diff(replace(OUTCOME, basis=V16_BASIS, warnings=("a WARN",)), OUTCOME)
     assert "Warnings under v16 alone\n  • a WARN" in warned
     assert "Warnings under 7.3 alone\n  • 3 pages" in warned
     assert "No difference" not in text + diff(moved, OUTCOME)
 
 
 def test_an_interrupted_run_is_marked() -> None:
-    text = diff(replace(OUTCOME, profile="v16", complete=False), OUTCOME)
+    text = diff(replace(OUTCOME, basis=V16_BASIS, complete=False), OUTCOME)
     assert "INCOMPLETE under v16" in text
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from mthp.mm.huge_mm import VmaGate
 from mthp.predict.records import (
+    Basis,
     Bounds,
     Clock,
     Effort,
@@ -234,8 +235,7 @@ def test_how_far_it_got() -> None:
 EMPTY = replace(
     OUTCOME,
     settings=Settings(enabled="never"),  # type: ignore[arg-type]
-    source="",
-    profile_reason="",
+    basis=Basis(OUTCOME.basis.target, "", OUTCOME.basis.profile, ""),
     highest_order=None,
     orders_before={},
     orders_after={},
@@ -250,8 +250,6 @@ EMPTY = replace(
     counters={},
     refusals=(),
     vmas=(),
-    assumptions=(),
-    unseen=(),
     warnings=(),
 )
 

@@ -57,7 +57,7 @@ def test_buffers_registered_with_io_uring(tmp_path: Path) -> None:
         assert use.after == {0: 2 * TABLE, 9: 2 * TABLE}
         refused = {refusal.status for refusal in run.refusals if refusal.pages == 512}
         assert refused == {ScanResult.PAGE_COUNT}
-        assert not any("VmPin" in sentence for sentence in run.outcome.assumptions)
+        assert not any("VmPin" in sentence for sentence in run.outcome.basis.assumptions)
 
 
 SPLICED = """

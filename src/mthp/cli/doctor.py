@@ -18,7 +18,8 @@ from mthp.image.capture.proc import LACKING, CaptureError, text
 from mthp.image.snapshot import Snapshot
 from mthp.plan.doctor import examine
 from mthp.plan.examined import Examined, examined_host, examined_image
-from mthp.plan.records import Basis, Checkup
+from mthp.plan.records import Checkup
+from mthp.predict.records import Basis
 from mthp.words.profiles import PROFILES, profile_for_release
 from mthp.words.settings import Settings, SettingsError
 

@@ -20,9 +20,10 @@ from mthp.cli.target import (
 from mthp.image.snapshot import Snapshot
 from mthp.plan.picture import picture_of
 from mthp.plan.planner import Planner
-from mthp.plan.records import Basis, BulkVerdict, Picture
+from mthp.plan.records import BulkVerdict, Picture
 from mthp.predict.image import Image
 from mthp.predict.outcome import usual
+from mthp.predict.records import Basis
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 from mthp.worlds.build import arrays_of

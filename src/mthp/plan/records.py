@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.predict.records import Outcome, PartlyMapped, Refusal, TimePoint
+from mthp.predict.records import Basis, Outcome, PartlyMapped, Refusal, TimePoint
 from mthp.words.costs import CostTable
 from mthp.words.settings import Settings
 
@@ -174,19 +174,6 @@ class Wish:
     def missed_by(self, plan: BulkVerdict) -> float:
         """How far a plan is from holding to it; 0 where it does."""
         return max((miss.by for miss in self.misses(plan)), default=0.0)
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What an answer is about and rests on. usual: those of assumptions and unseen that every capture has."""
-
-    target: str
-    source: str
-    profile: str
-    profile_reason: str
-    assumptions: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
-    usual: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

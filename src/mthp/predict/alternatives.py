@@ -61,7 +61,9 @@ def _considered(outcome: Outcome) -> Iterator[tuple[str, Settings, VmaUse | None
     yield name, always.replace(max_ptes_none=most), None
     yield f"{name}, max_ptes_none=0", always.replace(max_ptes_none=0), None
     order = (SMALL_SIZE >> geometry.page_shift).bit_length() - 1
-    if PROFILES[outcome.profile].orders is Orders.ANON and order in geometry.anon_orders - {pmd}:
+    if PROFILES[outcome.basis.profile].orders is Orders.ANON and order in geometry.anon_orders - {
+        pmd
+    }:
         size = geometry.size_name(order)
         small = settings.replace(
             sizes={**settings.sizes, order: Enabled.ALWAYS}, max_ptes_none=most

@@ -208,7 +208,7 @@ class Run:
         """
         asked = (enabled,) if enabled else ()
         settings = reconfigured(self.settings, asked, thp_anon, defrag, limits)
-        profile = PROFILES[self.outcome.profile]
+        profile = PROFILES[self.outcome.basis.profile]
         return self.image.run(settings, profile, policy=self.policy, changes=changes)
 
 

@@ -17,7 +17,7 @@ from mthp.mm.mm_types import Kernel, Mm, Vma, vma_is_anonymous
 from mthp.mm.pgtable_types import PFN_SHIFT, PRESENT, pmd_is_table, pmd_pgtable
 from mthp.mm.vm_flags import VM_NO_KHUGEPAGED
 from mthp.predict.measure import frames_in_use, held_in_tables, measure, populated_parts
-from mthp.predict.outcome import Request, usual
+from mthp.predict.outcome import Request, basis_of
 from mthp.predict.passes import Interrupted, Tally
 from mthp.predict.records import Advised, AdvisedOutcome, HugeShare, TornUse
 from mthp.predict.resident import modelled
@@ -75,10 +75,7 @@ def run_madvise(
         pmd_size=kernel.geometry.pmd_size,
     )
     return AdvisedOutcome(
-        target=request.target,
-        source=request.source,
-        profile=kernel.profile.name,
-        profile_reason=request.profile_reason,
+        basis=basis_of(request, world),
         geometry=kernel.geometry,
         ranges=tuple(done),
         orders_before=before.orders,
@@ -89,9 +86,6 @@ def run_madvise(
         share=share,
         complete=complete,
         torn=TornUse(len(world.torn), held, tally.torn_collapsed),
-        assumptions=world.assumptions,
-        unseen=request.unseen,
-        usual=usual(request.unseen),
         warnings=tuple(kernel.warnings.values()),
         seconds=time.monotonic() - began,
     )

@@ -20,6 +20,7 @@ from mthp.predict.find import with_changes
 from mthp.predict.measure import Measured, TlbModel, held_in_tables, measure
 from mthp.predict.passes import RunEnd, TableLog, Tally, Windows, run_full_scans
 from mthp.predict.records import (
+    Basis,
     Clock,
     Effort,
     Others,
@@ -93,10 +94,7 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
     scanned = {vma.vm_flags: vma for vma, gate in gates.items() if gate is None}
     orders = [highest_order(kernel, vma) for vma in scanned.values()]
     return Outcome(
-        target=request.target,
-        source=request.source,
-        profile=kernel.profile.name,
-        profile_reason=request.profile_reason,
+        basis=basis_of(request, world),
         settings=kernel.settings,
         page_size=kernel.geometry.page_size,
         pmd_order=kernel.geometry.pmd_order,
@@ -125,9 +123,6 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
         torn=TornUse(len(world.torn), held, tally.torn_collapsed),
         vmas=uses,
         by_process=tuple(_by_process(each_resident, vmas, before, after, added)),
-        assumptions=world.assumptions,
-        unseen=request.unseen,
-        usual=usual(request.unseen),
         warnings=tuple(kernel.warnings.values()),
         timeline=tuple(timeline.points),
         others=request.others,
@@ -141,6 +136,19 @@ def run_world(world: BuiltWorld, request: Request) -> Outcome:
 def usual(unseen: tuple[str, ...]) -> frozenset[str]:
     """Those of assumptions and of what is not seen that every capture has."""
     return USUAL_ASSUMPTIONS.union(each for each in unseen if each.startswith(NEVER))
+
+
+def basis_of(request: Request, world: BuiltWorld) -> Basis:
+    """What an answer about a world is about, and rests on."""
+    return Basis(
+        request.target,
+        request.source,
+        world.kernel.profile.name,
+        request.profile_reason,
+        world.assumptions,
+        request.unseen,
+        usual(request.unseen),
+    )
 
 
 def _clock(run: RunEnd, tally: Tally, timeline: Timeline) -> Clock:

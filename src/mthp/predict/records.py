@@ -403,6 +403,19 @@ class Bounds(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What an answer is about and rests on. usual: those of assumptions and unseen that every capture has."""
+
+    target: str
+    source: str
+    profile: str
+    profile_reason: str
+    assumptions: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    usual: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What khugepaged made of a target. `complete` is false after an interrupt or a pass limit.
 
@@ -411,18 +424,14 @@ class Outcome:
     when it was captured.
     tlb_before, tlb_after: translations needed to reach all of it, under the `tlb` model.
     attempts: (order, status) -> how many there were, over all passes.
-    usual: those of assumptions and unseen that every capture has. timeline: a point for each wakeup in
-    which anything changed. others: None where they were not counted. alternatives: what other settings
-    would give, by their names, where nothing is enabled. bounds: None where the target leaves nothing open
-    that decides. registered: pid -> whether khugepaged has it on its list, None: not known; taken_off: those
-    that are not known and taken not to be.
+    timeline: a point for each wakeup in which anything changed. others: None where they were not counted.
+    alternatives: what other settings would give, by their names, where nothing is enabled. bounds: None
+    where the target leaves nothing open that decides. registered: pid -> whether khugepaged has it on its
+    list, None: not known; taken_off: those that are not known and taken not to be.
     free_memory: bytes that were free when it was captured; None where that is not said.
     """
 
-    target: str
-    source: str
-    profile: str
-    profile_reason: str
+    basis: Basis
     settings: Settings
     page_size: int
     pmd_order: int
@@ -448,9 +457,6 @@ class Outcome:
     torn: TornUse = TornUse()
     vmas: tuple[VmaUse, ...] = ()
     by_process: tuple[ProcessUse, ...] = ()
-    assumptions: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
-    usual: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     timeline: tuple[TimePoint, ...] = ()
     others: Others | None = None
@@ -557,14 +563,9 @@ class HugeShare:
 
 @dataclass(frozen=True)
 class AdvisedOutcome:
-    """What MADV_COLLAPSE made of a target, call by call. complete: false after an interrupt. usual: as in
-    Outcome.
-    """
+    """What MADV_COLLAPSE made of a target, call by call. complete: false after an interrupt."""
 
-    target: str
-    source: str
-    profile: str
-    profile_reason: str
+    basis: Basis
     geometry: Geometry
     ranges: tuple[Advised, ...]
     orders_before: Mapping[int, OrderUse]
@@ -575,8 +576,5 @@ class AdvisedOutcome:
     share: HugeShare
     complete: bool
     torn: TornUse = TornUse()
-    assumptions: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
-    usual: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0

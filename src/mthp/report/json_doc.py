@@ -15,6 +15,7 @@ from mthp.predict.records import (
     Verified,
     VmaUse,
 )
+from mthp.report.basis import basis_values, caveat_values
 from mthp.report.phrases import in_order, wasted_attempts
 from mthp.report.refusals import change_text, reason_text, status_text
 from mthp.words.resident import Resident
@@ -28,10 +29,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "predicted": True,
-        "target": outcome.target,
-        "source": outcome.source,
-        "profile": outcome.profile,
-        "profile_reason": outcome.profile_reason,
+        **basis_values(outcome.basis),
         "settings": outcome.settings.to_json(),
         "page_size": outcome.page_size,
         "pmd_order": outcome.pmd_order,
@@ -88,8 +86,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "refusals": [_refusal(refusal, outcome.settings.geometry) for refusal in outcome.refusals],
         "vmas": [_use(vma) for vma in outcome.vmas],
         "by_process": [_use(process) for process in outcome.by_process],
-        "assumptions": list(outcome.assumptions),
-        "unseen": list(outcome.unseen),
+        **caveat_values(outcome.basis),
         "warnings": list(outcome.warnings),
         "seconds": outcome.seconds,
         "extra": dict(outcome.extra),

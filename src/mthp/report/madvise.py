@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from mthp.predict.records import Advised, AdvisedOutcome, HugeShare, OrderUse
-from mthp.report.page import SafeConsole, render_caveats
+from mthp.report.basis import basis_values, caveat_values, render_basis, render_caveats
+from mthp.report.page import SafeConsole
 from mthp.report.phrases import percent, plural, torn_text
 from mthp.report.refusals import RESULT_REASONS
 from mthp.words.results import ScanResult
@@ -56,10 +57,7 @@ def render_madvise(
     """Print what the calls would do; those with most windows, or all if verbose. reach: the share that PMDs
     are to map."""
     page = SafeConsole(console, verbose=verbose)
-    where = outcome.target
-    if outcome.source and outcome.source != outcome.target:
-        where += f" ({outcome.source})"
-    page.line(f"{where}: profile {outcome.profile} ({outcome.profile_reason})", "bold")
+    render_basis(page, outcome.basis)
     page.line(_headline(outcome), "bold")
     answers = Counter(map(answer, outcome.ranges))
     said = ", ".join(
@@ -74,7 +72,7 @@ def render_madvise(
         _reach(page, outcome, reach)
     _calls(page, outcome)
     page.bullets("Warnings", outcome.warnings, "yellow")
-    render_caveats(page, outcome)
+    render_caveats(page, outcome.basis)
 
 
 class ReachAnswer(StrEnum):
@@ -175,10 +173,7 @@ def madvise_document(outcome: AdvisedOutcome, reach: float | None = None) -> dic
     return {
         "schema_version": 1,
         "predicted": True,
-        "target": outcome.target,
-        "source": outcome.source,
-        "profile": outcome.profile,
-        "profile_reason": outcome.profile_reason,
+        **basis_values(outcome.basis),
         "page_size": geometry.page_size,
         "pmd_order": geometry.pmd_order,
         "complete": outcome.complete,
@@ -203,8 +198,7 @@ def madvise_document(outcome: AdvisedOutcome, reach: float | None = None) -> dic
             "reach": reach,
             "reached": None if reach is None else reach_answer(share, reach).name.lower(),
         },
-        "assumptions": list(outcome.assumptions),
-        "unseen": list(outcome.unseen),
+        **caveat_values(outcome.basis),
         "warnings": list(outcome.warnings),
         "seconds": outcome.seconds,
     }

@@ -10,8 +10,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mthp.predict.records import AdvisedOutcome, Outcome
-from mthp.report.phrases import plural
 from mthp.words.files import shown
 
 _PLAIN = str.maketrans(
@@ -114,16 +112,3 @@ class SafeConsole:
         for row in cells[1:]:
             table.add_row(*row)
         self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
-
-
-def render_caveats(page: SafeConsole, outcome: Outcome | AdvisedOutcome) -> None:
-    """Print what the answer rests on; what every capture has in common in one line."""
-    usual = frozenset[str]() if page.verbose else outcome.usual
-    page.bullets("Assumed", [each for each in outcome.assumptions if each not in usual])
-    page.bullets("Not seen", [each for each in outcome.unseen if each not in usual])
-    folded = sum(each in usual for each in (*outcome.assumptions, *outcome.unseen))
-    if folded:
-        page.console.print()
-        page.line(
-            f"Predicted, with {plural(folded, 'caveat')} that every capture has: --verbose", "dim"
-        )

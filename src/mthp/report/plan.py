@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mthp.plan.records import TLB_ENTRIES, BulkVerdict, Comparison, Spent, TlbKind
-from mthp.report.basis import basis_values, render_assumptions, render_basis
+from mthp.report.basis import basis_values, caveat_values, render_basis, render_caveats
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, more_memory, order_name, percent, plural, short_time
 from mthp.report.sweep import plan_values, sizes_text, within_text, writes
@@ -50,7 +50,7 @@ def render_plan(comparison: Comparison, console: Console, *, verbose: bool = Fal
                 render_timeline(page, points, name)
     page.console.print()
     page.line(grounds_text(comparison), "dim")
-    render_assumptions(page, comparison.basis)
+    render_caveats(page, comparison.basis)
 
 
 def _headline(comparison: Comparison) -> str:
@@ -219,8 +219,7 @@ def plan_document(comparison: Comparison) -> dict[str, Any]:
         },
         "costs": costs_document(comparison.costs)["costs"],
         "writes": [{"path": path, "value": value} for path, value in changes],
-        "assumptions": list(comparison.basis.assumptions),
-        "unseen": list(comparison.basis.unseen),
+        **caveat_values(comparison.basis),
         "seconds": comparison.seconds,
     }
 

@@ -115,13 +115,14 @@ def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
     """Print what two profiles make of one target, where it is not the same. All of it predicted."""
     page = SafeConsole(console)
     page.line(
-        f"{a.target}: {a.profile} and {b.profile}, predicted (nothing here is observed)", "bold"
+        f"{a.basis.target}: {a.basis.profile} and {b.basis.profile}, predicted (nothing here is observed)",
+        "bold",
     )
     for outcome in (a, b) if a.settings != b.settings else (a,):
         page.line(f"settings: {outcome.settings.describe()}")
     for outcome in (a, b):
         if not outcome.complete:
-            page.line(f"INCOMPLETE under {outcome.profile}: compare with care", "bold yellow")
+            page.line(f"INCOMPLETE under {outcome.basis.profile}: compare with care", "bold yellow")
     found = outcome_differences(a, b)
     mappings = changed_mappings(a, b)
     refusals = changed_refusals(a, b)
@@ -143,27 +144,27 @@ def render_outcome_diff(a: Outcome, b: Outcome, console: Console) -> None:
         ]
         if rows:
             page.heading(title)
-            columns = [(a.profile, "right"), (b.profile, "right"), ("change", "right")]
+            columns = [(a.basis.profile, "right"), (b.basis.profile, "right"), ("change", "right")]
             page.table([("", "left"), *columns], rows)
     if mappings:
         page.heading(f"{plural(mappings, 'mapping ends', 'mappings end')} with other folios")
     if refusals:
         page.heading(f"{plural(len(refusals), 'range is', 'ranges are')} refused otherwise")
-        width = max(len(a.profile), len(b.profile))
+        width = max(len(a.basis.profile), len(b.basis.profile))
         for in_a, in_b in refusals[:REFUSALS_SHOWN]:
             place = in_a or in_b
             assert place is not None
             page.line(
                 f"{place.address:#x}, {plural(place.span, 'PTE')} of pid {place.pid}", indent=2
             )
-            for profile, refusal in ((a.profile, in_a), (b.profile, in_b)):
+            for profile, refusal in ((a.basis.profile, in_a), (b.basis.profile, in_b)):
                 how = _refused_how(refusal, a.settings.geometry)
                 page.line(f"{profile:<{width}}  {how}", indent=4)
         if len(refusals) > REFUSALS_SHOWN:
             page.line(f"… and {len(refusals) - REFUSALS_SHOWN:,} more", "dim", 2)
     for one, other in ((a, b), (b, a)):
         alone = [words for words in one.warnings if words not in other.warnings]
-        page.bullets(f"Warnings under {one.profile} alone", alone, "yellow")
+        page.bullets(f"Warnings under {one.basis.profile} alone", alone, "yellow")
 
 
 def differences_document(
@@ -188,7 +189,7 @@ def differences_document(
         mappings = changed_mappings(*outcomes)
         refusals = changed_refusals(*outcomes)
         warnings = [list(outcome.warnings) for outcome in outcomes]
-        document["target"] = outcomes[0].target
+        document["target"] = outcomes[0].basis.target
         document["predicted"] = True
         document["complete"] = all(outcome.complete for outcome in outcomes)
         document["same"] = not (found or mappings or refusals or warnings[0] != warnings[1])

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mthp.plan.records import BulkVerdict, Miss, SettingFinding, Sweep, TlbKind, Wanted, Wish
-from mthp.report.basis import basis_values, render_assumptions, render_basis
+from mthp.report.basis import basis_values, caveat_values, render_basis, render_caveats
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import duration, percent, plural
 from mthp.words.settings import TRANSPARENT_HUGEPAGE, Enabled, Settings
@@ -271,7 +271,7 @@ def _grounds(page: SafeConsole, sweep: Sweep) -> None:
     """What the answer rests on."""
     page.console.print()
     page.line(grounds_text(sweep), "dim")
-    render_assumptions(page, sweep.basis)
+    render_caveats(page, sweep.basis)
 
 
 def grounds_text(sweep: Sweep) -> str:
@@ -321,8 +321,7 @@ def sweep_document(sweep: Sweep) -> dict[str, Any]:
             {**plan_values(plan), "front": front, "chosen": plan is sweep.chosen}
             for plan, front in zip(sweep.plans, sweep.front, strict=True)
         ],
-        "assumptions": list(sweep.basis.assumptions),
-        "unseen": list(sweep.basis.unseen),
+        **caveat_values(sweep.basis),
         "seconds": sweep.seconds,
     }
 

@@ -18,7 +18,8 @@ from mthp.predict.records import (
     RefusedAt,
     Verified,
 )
-from mthp.report.page import SafeConsole, render_caveats
+from mthp.report.basis import name_of, profile_of, render_caveats
+from mthp.report.page import SafeConsole
 from mthp.report.phrases import (
     TLB_MODELS,
     duration,
@@ -75,18 +76,14 @@ def render_outcome(
     if verbose:
         _counters(page, outcome)
     page.bullets("Warnings", outcome.warnings, "yellow")
-    render_caveats(page, outcome)
+    render_caveats(page, outcome.basis)
     page.console.print()
     render_verdict(page, verdict)
 
 
 def _header(page: SafeConsole, outcome: Outcome) -> None:
-    where = outcome.target
-    if outcome.source and outcome.source != outcome.target:
-        where += f" ({outcome.source})"
-    reason = f" ({outcome.profile_reason})" if outcome.profile_reason else ""
     page.console.print()
-    page.line(f"Predicted, not observed: {where}, profile {outcome.profile}{reason}")
+    page.line(f"Predicted, not observed: {name_of(outcome.basis)}, {profile_of(outcome.basis)}")
     page.line(f"settings: {outcome.settings.describe()}")
 
 

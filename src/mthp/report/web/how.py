@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from html import escape
 
 from mthp import __version__
-from mthp.plan.records import Basis
+from mthp.predict.records import Basis
 from mthp.report.sweep import boot_parameter, tmpfiles_lines, tuned_lines, writes
 from mthp.report.web.page import text_of
 from mthp.words.settings import Settings
