@@ -147,7 +147,8 @@ def add_named_target(
         "target",
         nargs="?",
         metavar="TARGET",
-        help="a snapshot (mthp snap), or a scenario FILE.jsonl#ID",
+        help="a snapshot (mthp snap), a scenario FILE.jsonl#ID, or a dump of a machine (vmcore), of which "
+        "--pid or --all says which processes; without, they are listed",
     )
     add_processes(group)
     return group
@@ -522,11 +523,17 @@ def add_snap(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "snap",
         help="capture a process's page tables into a file",
-        description="Capture the page tables of live processes into a file that `mthp collapse` "
-        "reads anywhere. Reads only.",
+        description="Capture the page tables of live processes, or of those in a dump of a machine, into a "
+        "file that `mthp collapse` reads anywhere. Reads only.",
     )
     parser.set_defaults(run="mthp.cli.snap:run_snap")
     add_arguments(parser)
+    parser.add_argument(
+        "--vmcore",
+        metavar="FILE",
+        help="the processes are those of a dump of a machine (ELF core, or as makedumpfile packs it): its "
+        "kernel's memory is read as with --deep",
+    )
     parser.add_argument(
         "--zipapp",
         action=WriteZipapp,

@@ -6,11 +6,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from mthp.cli.options import UsageError, given_numbers
+from mthp.cli.options import UsageError, given_numbers, show
 from mthp.image.snapshot import Snapshot
-from mthp.predict.image import Image, capture, load, reconfigured
+from mthp.image.vmcore.dump import is_dump
+from mthp.predict.image import Image, capture, load, of_dump, reconfigured
 from mthp.words.profiles import PROFILES, Profile
 from mthp.words.settings import Settings, SettingsError
+from mthp.words.units import human_bytes
 from mthp.worlds.unseen import Assumed, Young
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -39,6 +41,8 @@ def targets(args: argparse.Namespace) -> int:
 def load_target(args: argparse.Namespace) -> Image:
     """Read the target of the command line; UsageError, FileError or CaptureError if it cannot
     be."""
+    if args.target is not None and is_dump(args.target):
+        return _of_dump(args)
     if targets(args) != 1:
         raise UsageError(
             "give one of --pid, --cgroup, --all and a file"
@@ -61,6 +65,25 @@ def load_target(args: argparse.Namespace) -> Image:
     if args.free_memory is not None:
         raise UsageError("--free-memory is for captures: a scenario says what is free")
     return image
+
+
+def _of_dump(args: argparse.Namespace) -> Image:
+    """The processes that are named of a dump; UsageError where none is, after they were listed."""
+    from mthp.image.vmcore.run import processes_of_dump
+
+    if args.cgroup is not None or (args.all and args.pid):
+        raise UsageError("of a dump, give --pid N (which may be repeated) or --all")
+    if not args.all and not args.pid:
+        release, found = processes_of_dump(args.target)
+        show(f"kernel {release}, {len(found)} processes with memory of their own", "")
+        show(f"{'pid':>8}  {'anonymous':>10}  process")
+        for task, size in found:
+            show(f"{task.pid:>8}  {human_bytes(size):>10}  {task.name}")
+        raise UsageError(f"{args.target} is a dump: say which process with --pid N, or --all")
+    give_back_large_arrays()
+    image = of_dump(args.target, *([] if args.all else args.pid))
+    assert isinstance(image.data, Snapshot)
+    return replace(image, data=replace(image.data, free_memory=args.free_memory))
 
 
 def settle_assumed(args: argparse.Namespace) -> Assumed:

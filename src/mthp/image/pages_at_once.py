@@ -67,12 +67,12 @@ class PagesAtOnce(Pages):
             np.frombuffer(pfns, np.uint64), return_index=True, return_inverse=True
         )
         order = np.where(frames == 0, 0, np.frombuffer(orders, np.uint8)[at]).astype(np.uint64)
-        own, unread = self._struct_pages(frames)
-        flags = self._field(own, "page.flags", np.uint64)
+        own, unread = self.struct_pages(frames)
+        flags = self.field(own, "page.flags", np.uint64)
         bit = flags >> np.uint64(self.kernel.flags["PG_anon_exclusive"])
         exclusive = np.asarray(bit & np.uint64(1), np.uint8)
-        references = self._field(own, "page._refcount", np.uint32)
-        mapped = self._field(own, "page._mapcount", np.uint32)
+        references = self.field(own, "page._refcount", np.uint32)
+        mapped = self.field(own, "page._mapcount", np.uint32)
         mapped += np.uint32(1)
         state = self._flag_states(flags)
         state |= (references >= PIN) * np.uint16(MAYBE_PINNED)
@@ -84,19 +84,19 @@ class PagesAtOnce(Pages):
             folios, first, of = np.unique(heads[large], return_index=True, return_inverse=True)
             sizes = order[large][first]
             whole = self._folios(folios, sizes)
-            flags = self._field(whole, "page.flags", np.uint64)
-            refs = self._field(whole, "page._refcount", np.uint32)
-            maps = self._field(whole, "folio._large_mapcount", np.uint32) + np.uint32(1)
-            second = self._field(whole, "folio._flags_1", np.uint64)
+            flags = self.field(whole, "page.flags", np.uint64)
+            refs = self.field(whole, "page._refcount", np.uint32)
+            maps = self.field(whole, "folio._large_mapcount", np.uint32) + np.uint32(1)
+            second = self.field(whole, "folio._flags_1", np.uint64)
             states = self._states(folios, sizes, whole, flags, second)
             is_head = flags >> np.uint64(self.kernel.flags["PG_head"]) & np.uint64(1) != 0
             unlike = ~is_head | (second & np.uint64(0xFF) != sizes) | (refs < maps)
             references[large], mapped[large], state[large] = refs[of], maps[of], states[of]
             broken[large] = unlike[of]
             if self.kernel.known.keeps_mm_ids:
-                words = self._field(whole, "folio._mm_ids", np.uint64) & np.uint64(UNLOCKED)
+                words = self.field(whole, "folio._mm_ids", np.uint64) & np.uint64(UNLOCKED)
                 ids[large] = words[of]
-                its_counts[large] = self._field(whole, "folio._mm_id_mapcount", np.uint64)[of]
+                its_counts[large] = self.field(whole, "folio._mm_id_mapcount", np.uint64)[of]
         small = order == 0
         broken[small & (references < mapped)] = 1
         for head, bits in self.batches.items():
@@ -120,9 +120,9 @@ class PagesAtOnce(Pages):
         """folio_state of large folios, but for batches."""
         kernel = self.kernel
         state = self._flag_states(flags)
-        state |= (self._field(whole, "folio._pincount", np.uint32) > 0) * np.uint16(MAYBE_PINNED)
+        state |= (self.field(whole, "folio._pincount", np.uint32) > 0) * np.uint16(MAYBE_PINNED)
         of_queue = order > np.uint64(1)
-        following = self._field(whole, "folio._deferred_list", np.uint64)
+        following = self.field(whole, "folio._deferred_list", np.uint64)
         itself = folios * np.uint64(kernel.page_bytes)
         itself += np.uint64(kernel.vmemmap + kernel.at["folio._deferred_list"])
         listed = (following != 0) & (following != itself) & (following != np.uint64(LIST_POISON))
@@ -140,11 +140,11 @@ class PagesAtOnce(Pages):
 
     def _folios(self, folios: Words, order: Words) -> NDArray[np.uint8]:
         """The struct pages that hold a struct folio, side by side; zeros for the third of two pages."""
-        parts = [self._struct_pages(folios + np.uint64(k))[0] for k in range(3)]
+        parts = [self.struct_pages(folios + np.uint64(k))[0] for k in range(3)]
         parts[2][order < np.uint64(2)] = 0
         return np.concatenate(parts, axis=1)
 
-    def _struct_pages(self, frames: Words) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def struct_pages(self, frames: Words) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """The struct pages of ascending frames, a row each, and which have none."""
         size, parts = self.kernel.page_bytes, []
         unread = np.zeros(len(frames), np.bool_)
@@ -162,7 +162,7 @@ class PagesAtOnce(Pages):
         at = np.cumsum(counts) - counts
         return rows[frames.astype(np.int64) + np.repeat(at - firsts.astype(np.int64), nr)], unread
 
-    def _field(self, rows: NDArray[np.uint8], name: str, kind: type[Kind]) -> NDArray[Kind]:
+    def field(self, rows: NDArray[np.uint8], name: str, kind: type[Kind]) -> NDArray[Kind]:
         """A field of each struct page or folio."""
         at, width = self.kernel.at[name], np.dtype(kind).itemsize
         return np.ascontiguousarray(rows[:, at : at + width]).view(kind)[:, 0]

@@ -266,6 +266,22 @@ def capture(*pids: int, hidden: int = 0) -> Image:
     return Image(snapshot, name, f"captured live, kernel {snapshot.kernel}")
 
 
+def of_dump(path: str, *pids: int) -> Image:
+    """Read processes of a dump of a machine (vmcore), all that have memory where none is named.
+
+    Raises CaptureError: it cannot be read, or has no such process.
+    """
+    from mthp.image.capture.columns import write_file
+    from mthp.image.capture.run import CaptureOptions
+    from mthp.image.vmcore.run import captured_of_dump
+
+    options = CaptureOptions(deep=True)
+    with spooled() as file, captured_of_dump(path, sorted(set(pids)), options) as (meta, columns):
+        write_file(file, {}, columns, level=0)
+        snapshot = read_snapshot(file, path, meta)
+    return Image(snapshot, path, f"dump of {_names(snapshot)}, kernel {snapshot.kernel}")
+
+
 def _names(snapshot: Snapshot) -> str:
     processes = snapshot.processes
     more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""

@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import os
 import time
-from typing import IO, Any, Callable, Iterator
+from typing import IO, Any, Callable, ContextManager, Iterator
 
 from mthp.image.capture.columns import NEVER, Columns, redact, write_file
 from mthp.image.capture.frames import Frames
@@ -96,10 +96,17 @@ def capture_into(
 
     folder: as for CaptureRun. CaptureError: a process cannot be read.
     """
+    return write_captured(file, captured(pids, options, folder))
+
+
+def write_captured(
+    file: IO[bytes], captured: ContextManager[tuple[dict[str, Any], Columns]]
+) -> list[str]:
+    """Write what is captured, by a document and columns; returns what capture_into() does."""
     began = time.monotonic()
-    with captured(pids, options, folder) as (meta, columns):
+    with captured as (meta, columns):
         write_file(file, meta, columns, level=1)
-        deep = [deep_line(meta, columns)] if options.deep else []
+        deep = [deep_line(meta, columns)] if meta["privilege"]["deep"] else []
         size, tables = file.tell(), len(columns.address)
     torn, processes = meta["tearing"], meta["processes"]
     memory = [

@@ -12,7 +12,7 @@ from array import array
 from typing import Any, Callable, Iterator
 
 from mthp.image.capture.kcore import CoreError
-from mthp.image.capture.kernel import LiveKernel, ProcessMm
+from mthp.image.capture.kernel import KernelStructures, ProcessMm
 from mthp.image.capture.pagemap import ZERO_PAGES, Batch, without
 from mthp.image.capture.pages import EXCLUSIVE, FRAME, GLOBAL, HUGE_PAGE, PRESENT_BIT, Pages
 from mthp.words.units import Geometry
@@ -24,7 +24,7 @@ _ANY = bytes(255 if value else 0 for value in range(256))
 class DeepReader:
     """Adds the members of a deep capture to batches of tables, one process after another."""
 
-    def __init__(self, kernel: LiveKernel, pages: Pages, geometry: Geometry) -> None:
+    def __init__(self, kernel: KernelStructures, pages: Pages, geometry: Geometry) -> None:
         self.kernel = kernel
         self.pages = pages
         self.geometry = geometry
@@ -65,7 +65,7 @@ class DeepReader:
         pfns: of the entries that are present, 0 of others; orders: of their folios.
         """
         low, nr = batch.low, self.geometry.ptrs_per_pte
-        bits, frames = self.pages.decode(b"".join(map(self._table, batch.addresses)))
+        bits, frames = self.pages.decode(b"".join(map(self.table, batch.addresses)))
         wrong = set()
         for i in range(0, len(low), nr) if frames != pfns else ():
             if frames[i : i + nr] == pfns[i : i + nr]:
@@ -107,17 +107,22 @@ class DeepReader:
         """Note the tables in windows, ascending, that are there, but not among the known: with nothing."""
         assert self.mm is not None
         self.empty, size = [], self.geometry.pmd_size
-        top = self.kernel.levels - 1
         for start, end in windows:
-            for at in self._tables(self.mm.pgd, self.kernel.core.read, top, 0, start, end):
-                if at in known:
+            for at, entry in self.pmds(start, end):
+                if entry & (PRESENT_BIT | HUGE_PAGE) != PRESENT_BIT or at in known:
                     continue
                 if self.empty and self.empty[-1][1] == at:
                     self.empty[-1][1] = at + size
                 else:
                     self.empty.append([at, at + size])
 
-    def _tables(
+    def pmds(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The PMD entries of a range of addresses that are not empty, with the first address of each."""
+        assert self.mm is not None
+        top = self.kernel.levels - 1
+        return self._below(self.mm.pgd, self.kernel.core.read, top, 0, start, end)
+
+    def _below(
         self,
         table: int,
         read: Callable[[int, int], bytes],
@@ -125,9 +130,8 @@ class DeepReader:
         base: int,
         start: int,
         end: int,
-    ) -> Iterator[int]:
-        """Addresses in a range of which there are page tables. table: one of a level above them, and base:
-        the first address that it is for."""
+    ) -> Iterator[tuple[int, int]]:
+        """The same, below a table. level: of the table; base: the first address that it is for."""
         nr, size = (
             self.geometry.ptrs_per_pte,
             1 << self.geometry.page_shift + level * self.geometry.pmd_order,
@@ -137,16 +141,15 @@ class DeepReader:
         except CoreError:
             return
         for k in range(max(start - base, 0) // size, min(nr, -(-(end - base) // size))):
-            if entries[k] & (PRESENT_BIT | HUGE_PAGE) != PRESENT_BIT:
-                continue
             if level == 1:
-                yield base + k * size
-            else:
+                if entries[k]:
+                    yield base + k * size, entries[k]
+            elif entries[k] & (PRESENT_BIT | HUGE_PAGE) == PRESENT_BIT:
                 below = entries[k] & FRAME & ~self.kernel.encrypted
                 at = base + k * size
-                yield from self._tables(below, self.kernel.core.physical, level - 1, at, start, end)
+                yield from self._below(below, self.kernel.core.physical, level - 1, at, start, end)
 
-    def _table(self, address: int) -> bytes:
+    def table(self, address: int) -> bytes:
         """The entries of the table of an address; those that a huge PMD stands for; zeros of none."""
         assert self.mm is not None
         geometry, core = self.geometry, self.kernel.core

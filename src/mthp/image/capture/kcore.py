@@ -35,14 +35,52 @@ class _Segment(NamedTuple):
     offset: int
 
 
-class Core:
+class KernelMemory:
     """The memory of a kernel by its own addresses, and by physical ones.
 
-    file: a descriptor. info: what the kernel says of itself for those who read its memory, by name.
+    info: what the kernel says of itself for those who read its memory (VMCOREINFO), by name.
     Kernel: kernel/vmcore_info.c.
     """
 
+    def __init__(self) -> None:
+        self.info: dict[str, str] = {}
+
+    def add_info(self, text: bytes) -> None:
+        """Take the lines of a VMCOREINFO."""
+        lines = text.decode("ascii", "replace")
+        self.info.update(re.findall(r"^([^=\n]+)=(.*)$", lines, re.M))
+
+    def number(self, name: str) -> int:
+        """A number that the kernel says of itself; 0 where it does not say it."""
+        try:
+            return int(self.info.get(f"NUMBER({name})", "0"))
+        except ValueError:
+            raise CoreError(f"NUMBER({name}) in it is no number") from None
+
+    def read(self, address: int, size: int) -> bytes:
+        """What is at an address of the kernel's. CoreError: it is not there."""
+        raise NotImplementedError
+
+    def physical(self, address: int, size: int) -> bytes:
+        """What is at a physical address. CoreError: it is not there."""
+        raise NotImplementedError
+
+    def word(self, address: int) -> int:
+        """The 64-bit word at an address of the kernel's."""
+        return int.from_bytes(self.read(address, 8), "little")
+
+    def close(self) -> None:
+        """Close the file that is open."""
+
+
+class Core(KernelMemory):
+    """The memory that an ELF core file has by segments. file: a descriptor.
+
+    loads: of each segment of physical memory the address, the bytes, where they begin in the file, and how
+    many of them are there."""
+
     def __init__(self, file: int) -> None:
+        super().__init__()
         self.file = file
         header = os.pread(file, _HEADER.size, 0)
         if len(header) < _HEADER.size or not header.startswith(_IDENT):
@@ -50,10 +88,12 @@ class Core:
         _, kind, machine, _, _, at, _, _, _, size, count, *_ = _HEADER.unpack(header)
         if (kind, machine, size) != (_CORE, _X86_64, _SEGMENT.size) or count > _MOST_SEGMENTS:
             raise CoreError("is no core file of x86-64")
-        table = self._at(at, count * size)
-        self.info: dict[str, str] = {}
+        table = self.at(at, count * size)
         virtual, physical = [], []
-        for kind, _, offset, start, where, length, _, _ in _SEGMENT.iter_unpack(table):
+        self.loads: list[tuple[int, int, int, int]] = []
+        for kind, _, offset, start, where, length, whole, _ in _SEGMENT.iter_unpack(table):
+            if kind == _LOAD and where != _NOWHERE:
+                self.loads.append((where, max(length, whole), offset, length))
             if kind == _NOTES:
                 self._read_notes(offset, length)
             elif kind == _LOAD and length:
@@ -63,7 +103,7 @@ class Core:
         self._virtual, self._physical = sorted(virtual), sorted(physical)
         self._last = _Segment(0, 0, 0)
 
-    def _at(self, offset: int, size: int) -> bytes:
+    def at(self, offset: int, size: int) -> bytes:
         """Bytes of the file. CoreError where it ends before."""
         if offset + size >= 1 << 63:
             raise CoreError("has a place that no file reaches")
@@ -76,37 +116,29 @@ class Core:
         return found
 
     def _read_notes(self, offset: int, length: int) -> None:
-        notes, at = self._at(offset, min(length, _MOST_NOTES)), 0
+        notes, at = self.at(offset, min(length, _MOST_NOTES)), 0
         while at + _NOTE.size <= len(notes):
             name, size, _ = _NOTE.unpack_from(notes, at)
             begin = at + _NOTE.size + (name + 3 & -4)
             if notes[at + _NOTE.size :].startswith(b"VMCOREINFO\0"):
-                text = notes[begin : begin + size].decode("ascii", "replace")
-                self.info.update(re.findall(r"^([^=\n]+)=(.*)$", text, re.M))
+                self.add_info(notes[begin : begin + size])
             at = begin + (size + 3 & -4)
 
-    def number(self, name: str) -> int:
-        """A number that the kernel says of itself; 0 where it does not say it."""
-        try:
-            return int(self.info.get(f"NUMBER({name})", "0"))
-        except ValueError:
-            raise CoreError(f"NUMBER({name}) in it is no number") from None
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.file)
 
     def read(self, address: int, size: int) -> bytes:
         """What is at an address of the kernel's. CoreError: it is in no segment."""
         start, end, offset = self._last  # most of what is read lies near what was read before
         if not start <= address <= end - size:
             start, end, offset = self._last = self._segment(self._virtual, address, size)
-        return self._at(offset + address - start, size)
+        return self.at(offset + address - start, size)
 
     def physical(self, address: int, size: int) -> bytes:
         """What is at a physical address."""
         segment = self._segment(self._physical, address, size)
-        return self._at(segment.offset + address - segment.start, size)
-
-    def word(self, address: int) -> int:
-        """The 64-bit word at an address of the kernel's."""
-        return int.from_bytes(self.read(address, 8), "little")
+        return self.at(segment.offset + address - segment.start, size)
 
     def _segment(self, segments: list[_Segment], address: int, size: int) -> _Segment:
         k = bisect.bisect_right(segments, (address, _NOWHERE, _NOWHERE)) - 1

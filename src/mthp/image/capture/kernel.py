@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Callable, Iterator, NamedTuple, TypeVar
 
 from mthp.image.capture.btf import Btf, BtfError
-from mthp.image.capture.kcore import Core, CoreError
+from mthp.image.capture.kcore import Core, CoreError, KernelMemory
 from mthp.image.capture.proc import LACKING, CaptureError, gone, started, text
 from mthp.words.streams import TOO_MANY_FILES
 
@@ -60,7 +60,7 @@ _MOST_TASKS = 1 << 22
 _MOST_READINGS = 8
 _MOST_NODES_OF_A_TREE = 1 << 20
 _WORD = (1 << 64) - 1
-_TICK = 10_000_000
+TICK = 10_000_000
 """Nanoseconds of a clock tick that /proc tells start times in."""
 _T = TypeVar("_T")
 
@@ -96,27 +96,32 @@ def layout() -> KernelLayout:
     if platform.machine() != "x86_64":
         raise CaptureError("--deep reads page tables of x86-64 only", LACKING)
     try:
-        btf = Btf(_whole(BTF))
-        at, lacking = _members(btf, NEEDED)
-        enums = {}
-        for name, needed in ENUMS.items():
-            enums[name] = btf.enumerators(name)
-            lacking += [each for each in needed if each not in enums[name]]
-        of_ids, no_ids = _members(btf, MM_IDS)
-        sizes = {name: btf.size(name) for name in ("page", "folio_batch")}
-        symbols = _symbols((*SYMBOLS, VMEMMAP))
-        lacking += [f"symbol {name}" for name in SYMBOLS if not symbols.get(name)]
-        if lacking:
-            raise BtfError(f"this kernel lacks {', '.join(lacking)}")
-        return KernelLayout(
-            {**at, **of_ids}, enums["pageflags"], enums["maple_type"], sizes, symbols, not no_ids,
-            btf.has("mm_flags_t"),
-        )  # fmt: skip
+        return layout_of(Btf(_whole(BTF)), _symbols)
     except BtfError as error:
         raise CaptureError(f"--deep: {error}", LACKING) from None
 
 
-def _members(btf: Btf, wanted: dict[str, tuple[str, ...]]) -> tuple[dict[str, int], list[str]]:
+def layout_of(btf: Btf, symbols_of: Callable[[tuple[str, ...]], dict[str, int]]) -> KernelLayout:
+    """What type information and symbols tell of a kernel. symbols_of: the addresses of symbols by name.
+    BtfError names in one line all that this kernel lacks."""
+    at, lacking = members_of(btf, NEEDED)
+    enums = {}
+    for name, needed in ENUMS.items():
+        enums[name] = btf.enumerators(name)
+        lacking += [each for each in needed if each not in enums[name]]
+    of_ids, no_ids = members_of(btf, MM_IDS)
+    sizes = {name: btf.size(name) for name in ("page", "folio_batch")}
+    symbols = symbols_of((*SYMBOLS, VMEMMAP))
+    lacking += [f"symbol {name}" for name in SYMBOLS if not symbols.get(name)]
+    if lacking:
+        raise BtfError(f"this kernel lacks {', '.join(lacking)}")
+    return KernelLayout(
+        {**at, **of_ids}, enums["pageflags"], enums["maple_type"], sizes, symbols, not no_ids,
+        btf.has("mm_flags_t"),
+    )  # fmt: skip
+
+
+def members_of(btf: Btf, wanted: dict[str, tuple[str, ...]]) -> tuple[dict[str, int], list[str]]:
     """Where members stand, by structure and member, and which are not there."""
     at: dict[str, int] = {}
     lacking: list[str] = []
@@ -130,33 +135,26 @@ def _members(btf: Btf, wanted: dict[str, tuple[str, ...]]) -> tuple[dict[str, in
     return at, lacking
 
 
-class LiveKernel:
-    """The running kernel's structures. CaptureError (5) where this host or this kernel lacks what is
-    needed."""
+class KernelStructures:
+    """A kernel's structures in its memory. cpus: the numbers of those there may be; nodes: of those that are
+    online. CoreError: something is not where it should be."""
 
-    def __init__(self) -> None:
-        file = _opened(KCORE)
-        try:
-            known = layout()
-            self.core = Core(file)
-            self.at, self.flags, self.symbols = known.at, known.flags, known.symbols
-            self.known = known
-            at = self.symbols.get(VMEMMAP)
-            self.vmemmap = self.core.word(at) if at else VMEMMAP_USUAL
-            self.page_bytes = known.sizes["page"]
-            self.levels = 5 if self.core.number("pgtable_l5_enabled") else 4
-            self.encrypted = self.core.number("sme_mask") & _WORD
-            self.nodes = list(self._nodes())
-        except CoreError as error:
-            os.close(file)
-            raise CaptureError(f"--deep: {KCORE} {error}", LACKING) from None
-        except CaptureError:
-            os.close(file)
-            raise
+    def __init__(
+        self, core: KernelMemory, known: KernelLayout, cpus: list[int], nodes: list[int]
+    ) -> None:
+        self.core, self.known = core, known
+        self.at, self.flags, self.symbols = known.at, known.flags, known.symbols
+        at = self.symbols.get(VMEMMAP)
+        self.vmemmap = core.word(at) if at else VMEMMAP_USUAL
+        self.page_bytes = known.sizes["page"]
+        self.levels = 5 if core.number("pgtable_l5_enabled") else 4
+        self.encrypted = core.number("sme_mask") & _WORD
+        self.cpus = cpus
+        self.nodes = list(self._nodes(nodes))
 
     def close(self) -> None:
         """Close the file that is open."""
-        os.close(self.core.file)
+        self.core.close()
 
     def _field(self, address: int, member: str) -> int:
         """The 64-bit field of a structure that begins at the address."""
@@ -165,11 +163,11 @@ class LiveKernel:
     # --- processes ------------------------------------------------------------------------
 
     def mm_of(self, pid: int) -> ProcessMm:
-        """The address space of a process; LeftOut where it went away."""
-        began = started(pid)
-        mm = self._settled(lambda: self._find_mm(pid, began))
-        if not mm:
-            raise gone(pid)
+        """The address space of a process. CaptureError: there is no such process."""
+        raise NotImplementedError
+
+    def mm_at(self, mm: int) -> ProcessMm:
+        """The address space that begins there."""
         flags = self._field(mm, "mm_struct.flags")
         disabled = "completely" if flags & MMF_COMPLETELY else "no"
         if flags & MMF_EXCEPT_ADVISED and self.known.except_advised:
@@ -182,8 +180,9 @@ class LiveKernel:
             mm, pgd, mm_id, disabled, bool(flags & MMF_HAS_PINNED), bool(flags & MMF_VM_HUGEPAGE)
         )
 
-    def _find_mm(self, pid: int, began: int | None) -> int:
-        """Walk all processes. They are told apart by when they started: numbers are of a namespace."""
+    def tasks(self) -> Iterator[tuple[int, int, int, int]]:
+        """Of each process but the first the address of its task, its number, its mm (0: none), and when it
+        started, in nanoseconds since boot."""
         first = self.symbols["init_task"]
         link = self.at["task_struct.tasks"]
         wanted = [
@@ -196,23 +195,16 @@ class LiveKernel:
             following, number, mm, start = (
                 int.from_bytes(raw[at - low : at - low + 8], "little") for at in wanted
             )
-            if number & 0xFFFFFFFF == pid and start // _TICK == began:
-                return mm
+            if task != first:
+                yield task, number & 0xFFFFFFFF, mm, start
             task = following - link
             if task == first:
-                return 0
+                return
         raise CoreError("has more processes than there can be")
 
     def _settled(self, walk: Callable[[], _T]) -> _T:
-        """What a walk finds; it is begun again where what it walks along moved meanwhile."""
-        for again in range(_MOST_READINGS, 0, -1):
-            try:
-                return walk()
-            except CoreError as error:
-                if again == 1:
-                    line = f"--deep: {KCORE} {error}, each time it was read"
-                    raise CaptureError(line) from None
-        raise AssertionError
+        """What a walk finds."""
+        return walk()
 
     # --- VMAs -----------------------------------------------------------------------------
 
@@ -220,11 +212,15 @@ class LiveKernel:
         """Of each VMA, by start and end: whether it has an anon_vma."""
         return self._settled(lambda: dict(self._vmas(mm)))
 
+    def vmas(self, mm: ProcessMm) -> Iterator[int]:
+        """The addresses of its VMAs, ascending."""
+        return self._entries(self._field(mm.address, "mm_struct.mm_mt.ma_root"))
+
     def _vmas(self, mm: ProcessMm) -> Iterator[tuple[tuple[int, int], bool]]:
         names = ("vm_start", "vm_end", "anon_vma")
         wanted = [self.at[f"vm_area_struct.{name}"] for name in names]
         low, size = min(wanted), max(wanted) + 8 - min(wanted)
-        for vma in self._entries(self._field(mm.address, "mm_struct.mm_mt.ma_root")):
+        for vma in self.vmas(mm):
             raw = self.core.read(vma + low, size)
             start, end, anon = (
                 int.from_bytes(raw[at - low : at - low + 8], "little") for at in wanted
@@ -299,7 +295,7 @@ class LiveKernel:
 
     def _batched(self) -> dict[int, int]:
         found: dict[int, int] = {}
-        for cpu in _numbers("/sys/devices/system/cpu/possible") or [0]:
+        for cpu in self.cpus:
             base = self.core.word(self.symbols["__per_cpu_offset"] + 8 * cpu)
             every = base + self.symbols["cpu_fbatches"] & _WORD
             for name, bit in BATCHES.items():
@@ -317,12 +313,57 @@ class LiveKernel:
             frame = ((folio & ~3) - self.vmemmap) // self.page_bytes
             found[frame] = found.get(frame, 0) | bit
 
-    def _nodes(self) -> Iterator[tuple[int, int, int]]:
+    def _nodes(self, nodes: list[int]) -> Iterator[tuple[int, int, int]]:
         """(first frame, one past the last, node) of each node with memory."""
-        for node in _numbers("/sys/devices/system/node/online") or [0]:
+        for node in nodes:
             data = self.core.word(self.symbols["node_data"] + 8 * node)
             start = self._field(data, "pglist_data.node_start_pfn")
             yield start, start + self._field(data, "pglist_data.node_spanned_pages"), node
+
+
+class LiveKernel(KernelStructures):
+    """The running kernel's structures. CaptureError (5) where this host or this kernel lacks what is
+    needed."""
+
+    def __init__(self) -> None:
+        file = _opened(KCORE)
+        try:
+            known = layout()
+            cpus = _numbers("/sys/devices/system/cpu/possible") or [0]
+            nodes = _numbers("/sys/devices/system/node/online") or [0]
+            super().__init__(Core(file), known, cpus, nodes)
+        except CoreError as error:
+            os.close(file)
+            raise CaptureError(f"--deep: {KCORE} {error}", LACKING) from None
+        except CaptureError:
+            os.close(file)
+            raise
+
+    def mm_of(self, pid: int) -> ProcessMm:
+        """As KernelStructures.mm_of(); LeftOut where it went away."""
+        began = started(pid)
+        mm = self._settled(lambda: self._find_mm(pid, began))
+        if not mm:
+            raise gone(pid)
+        return self.mm_at(mm)
+
+    def _find_mm(self, pid: int, began: int | None) -> int:
+        """Walk all processes. They are told apart by when they started: numbers are of a namespace."""
+        for _, number, mm, start in self.tasks():
+            if number == pid and start // TICK == began:
+                return mm
+        return 0
+
+    def _settled(self, walk: Callable[[], _T]) -> _T:
+        """What a walk finds; it is begun again where what it walks along moved meanwhile."""
+        for again in range(_MOST_READINGS, 0, -1):
+            try:
+                return walk()
+            except CoreError as error:
+                if again == 1:
+                    line = f"--deep: {KCORE} {error}, each time it was read"
+                    raise CaptureError(line) from None
+        raise AssertionError
 
 
 def _opened(path: str) -> int:

@@ -14,7 +14,7 @@ from typing import Dict, NamedTuple
 
 from mthp.image.capture.frames import NEXT, PREVIOUS, RUN, not_zero, number, runs_of
 from mthp.image.capture.kcore import CoreError
-from mthp.image.capture.kernel import LiveKernel
+from mthp.image.capture.kernel import KernelStructures
 
 YOUNG, DIRTY, WRITABLE, SOFT_DIRTY, UFFD, PROT_NONE, EXCLUSIVE = (1 << k for k in range(7))
 """Bits of the `pte_bits` member."""
@@ -94,7 +94,7 @@ class Pages:
     block: frames of the largest folio. batches: folios that wait in one, by first frame.
     """
 
-    def __init__(self, kernel: LiveKernel, block: int) -> None:
+    def __init__(self, kernel: KernelStructures, block: int) -> None:
         self.kernel = kernel
         self.block = block
         self.batches: dict[int, int] = {}

@@ -54,6 +54,7 @@ from mthp.image.capture.proc import (
 from mthp.image.capture.resident import mapping_kind, rollup, shmem_devices
 from mthp.image.capture.tables import TableReader
 from mthp.words.files import naming
+from mthp.words.units import Geometry
 
 TOOL = "mthp-snap 1"
 MOST_READINGS = 8
@@ -94,24 +95,29 @@ class CaptureOptions(NamedTuple):
     pages: type[Pages] = Pages
 
 
-class CaptureRun:
-    """What one run can see, the columns it fills, and the sentences on what it cannot see.
+class SnapshotRun:
+    """What becomes of tables that were read: the columns of a file, and its document, with the sentences on
+    what could not be seen.
 
-    folder: for temporary files, None for the usual one.
+    geometry: of the machine that they are of.
     """
 
-    def __init__(self, options: CaptureOptions, folder: str | None) -> None:
+    columns: Columns
+    privilege: dict[str, bool]
+
+    def __init__(self, options: CaptureOptions, geometry: Geometry) -> None:
         self.options = options
-        self.geometry = host_geometry()
+        self.geometry = geometry
         self.unseen: list[str] = []
         self.left_out: Counter[str] = Counter()
-        self._own = os.open("/proc/self/pagemap", os.O_RDONLY)
         self.frame_shift = 0
         self.frames: Frames | None = None
         self.deep: DeepReader | None = None
-        self.privilege = self._privilege()
         if options.redact:
             self.frame_shift = (1 + SystemRandom().randrange(1 << 30)) * self.geometry.ptrs_per_pte
+
+    def members(self) -> list[str]:
+        """The members that the file will have, by what can be seen."""
         members = ["pte"]
         if self.privilege["pfn"]:
             members.append("pfn")
@@ -119,101 +125,16 @@ class CaptureRun:
             members += ["kpageflags", "folio_order"]
             if self.frames.counts is not None:
                 members.append("kpagecount")
-        if options.deep:
-            if self.frames is None:
-                raise CaptureError(f"--deep: {self._why_no_frames()}", LACKING)
-            with naming("/proc/kcore"):
-                kernel = LiveKernel()
-            pages = options.pages(kernel, self.geometry.ptrs_per_pte)
-            self.deep = DeepReader(kernel, pages, self.geometry)
+        if self.privilege["deep"]:
             members += DEEP_WIDTH
-            if options.zeros:
+            if self.options.zeros:
                 members.append(ZERO_FILLED)
-        self.columns = Columns(self.geometry, folder, members)
-        self._say_what_is_unseen()
-
-    def close(self) -> None:
-        """Close the files that are open."""
-        os.close(self._own)
-        if self.frames is not None:
-            self.frames.close()
-        if self.deep is not None:
-            self.deep.kernel.close()
-        self.columns.close()
-
-    def _privilege(self) -> dict[str, bool]:
-        scanner = Scanner(self._own)
-        scan = self.options.reader != "pagemap" and scanner.works()
-        if self.options.reader == "scan" and not scan:
-            raise CaptureError("this kernel has no PAGEMAP_SCAN (Linux 6.7)", LACKING)
-        exclusive = self.options.exclusive or not scan
-        anchor = array("Q", [1] * 16)
-        with naming("/proc/self/pagemap"):
-            word = os.pread(self._own, 8, anchor.buffer_info()[0] // self.geometry.page_size * 8)
-        if len(word) < 8:
-            raise CaptureError("/proc/self/pagemap is masked: nothing can be read from it", LACKING)
-        pfn = array("Q", word)[0] & PFN if exclusive else 0
-        flags = open_frames("/proc/kpageflags", pfn)
-        if flags is not None:
-            self.frames = self.options.frames(
-                flags, open_frames("/proc/kpagecount", pfn), self.geometry
-            )
-        return {
-            "root": os.geteuid() == 0,
-            "pfn": pfn != 0,
-            "kpageflags": flags is not None,
-            "pagemap_scan": scan,
-            "exclusive": self.options.exclusive,
-            "deep": self.options.deep,
-        }
+        return members
 
     def not_seen(self, sentence: str) -> None:
         """Remember a sentence, once, on what could not be seen."""
         if sentence not in self.unseen:
             self.unseen.append(sentence)
-
-    def _say_what_is_unseen(self) -> None:
-        if self.frames is None:
-            why = self._why_no_frames()
-            self.not_seen(f"{why}: folio orders, folio flags (locked, referenced, on the LRU)")
-            self.not_seen(f"{why}: how many processes share a page")
-        elif self.frames.counts is None:
-            self.not_seen("/proc/kpagecount is masked: how many processes share a page")
-        if self.options.hidden:
-            self.left_out["in another PID namespace"] = self.options.hidden
-            self.not_seen(f"{self.options.hidden} processes left out: in another PID namespace")
-        if text(THP + "/enabled") is None:
-            self.not_seen(f"{THP} is masked: the settings")
-        if hides_processes():
-            self.not_seen("other users' processes: this /proc hides them (hidepid)")
-        if not self.privilege["exclusive"]:
-            self.not_seen("--no-exclusive: which pages are mapped by this process alone")
-        if not self.privilege["pagemap_scan"] and self.frames is None:
-            self.not_seen("no PAGEMAP_SCAN: zero pages look like shared pages")
-        if self.deep is not None and not self.deep.kernel.known.keeps_mm_ids:
-            self.not_seen(NO_MM_IDS)
-        for always in (LOCKS,) if self.options.deep else (*HIDDEN, LOCKS):
-            self.not_seen(NEVER + always)
-
-    def _why_no_frames(self) -> str:
-        if self.privilege["pfn"]:
-            return "/proc/kpageflags is masked"
-        if not self.privilege["exclusive"]:
-            return "--no-exclusive"
-        if not self.privilege["root"]:
-            return "not root"
-        if not has_capability(CAP_SYS_ADMIN):
-            return "CAP_SYS_ADMIN is missing, as in a container"
-        return "root of a user namespace only"
-
-    def table_reader(self, pid: int, pagemap: int) -> TableReader:
-        """Make what reads the tables of one process, with PAGEMAP_SCAN where that works."""
-        scanner = None
-        if self.privilege["pagemap_scan"]:
-            scanner = Scanner(pagemap)
-            scanner.works()
-        exclusive = self.privilege["exclusive"]
-        return TableReader(pid, pagemap, self.geometry, scanner, exclusive, self.frames)
 
     def parts(self, batch: Batch, scanner: Scanner | None) -> dict[str, bytes]:
         """Turn a batch into the bytes of each member; clears the flags in batch.words on the
@@ -264,22 +185,24 @@ class CaptureRun:
         if self.frames.counts is not None:
             parts["kpagecount"] = counts
 
-    def meta(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
-        """The document that describes the whole capture."""
+    def document(
+        self,
+        processes: list[dict[str, Any]],
+        host: dict[str, Any],
+        how: str,
+        others: dict[str, int],
+    ) -> dict[str, Any]:
+        """The document that describes the whole capture. host: what is told of it; how: in which way it was
+        seen to that tables are whole; others: what the processes that are not captured have."""
         tearing: dict[str, Any] = {
             name: sum(process["tearing"][name] for process in processes) for name in TEARING
         }
-        tearing["how"] = (
-            "after the frames of some tables were looked up, pagemap was read again; tables that had "
-            f"changed, or that their frames contradict, were read again, up to {MOST_READINGS} times, "
-            "and those that did not come to rest are marked in table_torn; then the VMA list was read "
-            "again"
-        )
+        tearing["how"] = how
         return {
             "schema": SCHEMA,
             "tool": TOOL,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **host_facts(),
+            **host,
             "page_size": self.geometry.page_size,
             "pmd_size": self.geometry.pmd_size,
             "privilege": self.privilege,
@@ -289,11 +212,117 @@ class CaptureRun:
             "redacted": self.options.redact,
             "left_out": dict(self.left_out),
             **({} if self.deep is None else {"deep": self.deep.meta()}),
-            "others": other_processes(
-                {process["pid"] for process in processes}, self.geometry.pmd_size
-            ),
+            "others": others,
             "processes": processes,
         }
+
+
+class CaptureRun(SnapshotRun):
+    """A run over live processes. folder: for temporary files, None for the usual one."""
+
+    def __init__(self, options: CaptureOptions, folder: str | None) -> None:
+        super().__init__(options, host_geometry())
+        self._own = os.open("/proc/self/pagemap", os.O_RDONLY)
+        self.privilege = self._privilege()
+        if options.deep:
+            if self.frames is None:
+                raise CaptureError(f"--deep: {self._why_no_frames()}", LACKING)
+            with naming("/proc/kcore"):
+                kernel = LiveKernel()
+            pages = options.pages(kernel, self.geometry.ptrs_per_pte)
+            self.deep = DeepReader(kernel, pages, self.geometry)
+        self.columns = Columns(self.geometry, folder, self.members())
+        self._say_what_is_unseen()
+
+    def close(self) -> None:
+        """Close the files that are open."""
+        os.close(self._own)
+        if self.frames is not None:
+            self.frames.close()
+        if self.deep is not None:
+            self.deep.kernel.close()
+        self.columns.close()
+
+    def _privilege(self) -> dict[str, bool]:
+        scanner = Scanner(self._own)
+        scan = self.options.reader != "pagemap" and scanner.works()
+        if self.options.reader == "scan" and not scan:
+            raise CaptureError("this kernel has no PAGEMAP_SCAN (Linux 6.7)", LACKING)
+        exclusive = self.options.exclusive or not scan
+        anchor = array("Q", [1] * 16)
+        with naming("/proc/self/pagemap"):
+            word = os.pread(self._own, 8, anchor.buffer_info()[0] // self.geometry.page_size * 8)
+        if len(word) < 8:
+            raise CaptureError("/proc/self/pagemap is masked: nothing can be read from it", LACKING)
+        pfn = array("Q", word)[0] & PFN if exclusive else 0
+        flags = open_frames("/proc/kpageflags", pfn)
+        if flags is not None:
+            self.frames = self.options.frames(
+                flags, open_frames("/proc/kpagecount", pfn), self.geometry
+            )
+        return {
+            "root": os.geteuid() == 0,
+            "pfn": pfn != 0,
+            "kpageflags": flags is not None,
+            "pagemap_scan": scan,
+            "exclusive": self.options.exclusive,
+            "deep": self.options.deep,
+        }
+
+    def _say_what_is_unseen(self) -> None:
+        if self.frames is None:
+            why = self._why_no_frames()
+            self.not_seen(f"{why}: folio orders, folio flags (locked, referenced, on the LRU)")
+            self.not_seen(f"{why}: how many processes share a page")
+        elif self.frames.counts is None:
+            self.not_seen("/proc/kpagecount is masked: how many processes share a page")
+        if self.options.hidden:
+            self.left_out["in another PID namespace"] = self.options.hidden
+            self.not_seen(f"{self.options.hidden} processes left out: in another PID namespace")
+        if text(THP + "/enabled") is None:
+            self.not_seen(f"{THP} is masked: the settings")
+        if hides_processes():
+            self.not_seen("other users' processes: this /proc hides them (hidepid)")
+        if not self.privilege["exclusive"]:
+            self.not_seen("--no-exclusive: which pages are mapped by this process alone")
+        if not self.privilege["pagemap_scan"] and self.frames is None:
+            self.not_seen("no PAGEMAP_SCAN: zero pages look like shared pages")
+        if self.deep is not None and not self.deep.kernel.known.keeps_mm_ids:
+            self.not_seen(NO_MM_IDS)
+        for always in (LOCKS,) if self.options.deep else (*HIDDEN, LOCKS):
+            self.not_seen(NEVER + always)
+
+    def _why_no_frames(self) -> str:
+        if self.privilege["pfn"]:
+            return "/proc/kpageflags is masked"
+        if not self.privilege["exclusive"]:
+            return "--no-exclusive"
+        if not self.privilege["root"]:
+            return "not root"
+        if not has_capability(CAP_SYS_ADMIN):
+            return "CAP_SYS_ADMIN is missing, as in a container"
+        return "root of a user namespace only"
+
+    def table_reader(self, pid: int, pagemap: int) -> TableReader:
+        """Make what reads the tables of one process, with PAGEMAP_SCAN where that works."""
+        scanner = None
+        if self.privilege["pagemap_scan"]:
+            scanner = Scanner(pagemap)
+            scanner.works()
+        exclusive = self.privilege["exclusive"]
+        return TableReader(pid, pagemap, self.geometry, scanner, exclusive, self.frames)
+
+    def meta(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
+        """The document of the file."""
+        how = (
+            "after the frames of some tables were looked up, pagemap was read again; tables that had "
+            f"changed, or that their frames contradict, were read again, up to {MOST_READINGS} times, "
+            "and those that did not come to rest are marked in table_torn; then the VMA list was read "
+            "again"
+        )
+        captured = {process["pid"] for process in processes}
+        others = other_processes(captured, self.geometry.pmd_size)
+        return self.document(processes, host_facts(), how, others)
 
 
 BLIND_BYTES = 16 << 30

@@ -12,7 +12,7 @@ from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.kernels import CachedKernel
 from mthp.lab.session.session import OF_PASSES, SWAP_BYTES, CountedNames, GuestSession, Swap
 from mthp.lab.vm.channel import CommandFailed
-from mthp.lab.vm.initramfs import build_initramfs, guest_modules
+from mthp.lab.vm.initramfs import VMCOREINFO, build_initramfs, guest_modules
 from mthp.lab.vm.qemu import MachineConfig, VirtualMachine, boot
 
 ARGUMENTS = ("damon_stat.enabled=0", "init_on_alloc=0")
@@ -31,13 +31,14 @@ class Booted:
 @dataclass(frozen=True)
 class Guest:
     """What a guest is made of, beside its kernel. memory: MiB; nodes: of NUMA, which share it; distance: of
-    each from the next."""
+    each from the next. dumped: its monitor can write its memory into files."""
 
     memory: int = 512
     cpus: int = 1
     nodes: int = 1
     distance: int = 20
     swap: Swap = Swap.ZRAM
+    dumped: bool = False
 
 
 @contextlib.contextmanager
@@ -62,11 +63,13 @@ def booted(
         guest.distance,
         SWAP_BYTES if guest.swap is Swap.DISK else 0,
         ARGUMENTS,
+        guest.dumped,
     )
     with boot(machine) as running:
         session = GuestSession(running.channel, counted)
         try:
-            modules = guest_modules(kernel, [guest.swap.module])
+            names = [guest.swap.module, *([VMCOREINFO] if guest.dumped else [])]
+            modules = guest_modules(kernel, names)
             session.prepare([path for path, _ in modules], guest.swap)
         except CommandFailed as error:
             why = _lacking(kernel, error)

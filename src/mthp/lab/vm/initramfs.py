@@ -16,8 +16,11 @@ from mthp.words.files import put_in_place, replacing, write_new
 
 EARLY = ("virtio_pci", "virtio_console")
 """The modules for the channel to the host, which the agent loads itself. They may be built in."""
-MODULES = ("zram", "brd", "virtio_blk")
-"""The modules that sessions load, with their dependencies: the devices that a guest may swap to."""
+VMCOREINFO = "qemu_fw_cfg"
+"""The module that tells QEMU where the kernel's VMCOREINFO is. Kernel: drivers/firmware/qemu_fw_cfg.c."""
+MODULES = ("zram", "brd", "virtio_blk", VMCOREINFO)
+"""The modules that sessions load, with their dependencies: the devices that a guest may swap to, and what
+dumps need."""
 
 SOURCES = ("agent.c", "subject.c", "pages.c", "agent.h")
 FLAGS = ("-Wall", "-Wextra")

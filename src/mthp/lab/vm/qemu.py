@@ -23,6 +23,7 @@ from typing import IO
 from mthp.lab.errors import HOST_LACKS, LabError
 from mthp.lab.kernels.tools import QEMU
 from mthp.lab.vm.channel import Channel, GuestGone
+from mthp.lab.vm.monitor import Monitor
 from mthp.words.files import spooled
 from mthp.words.processes import end_with_parent
 
@@ -47,7 +48,8 @@ BOOT_SECONDS = {Accel.KVM: 30.0, Accel.TCG: 600.0}
 @dataclass(frozen=True)
 class MachineConfig:
     """The guest's configuration. memory: MiB. nodes: of NUMA, which share it; distance: of each from the
-    next, in a row. disk: bytes of an empty disk, 0 for none. arguments: on the kernel's command line."""
+    next, in a row. disk: bytes of an empty disk, 0 for none. arguments: on the kernel's command line.
+    dumped: its memory can be written to files, with what the kernel says of itself for their readers."""
 
     kernel: Path
     initramfs: tuple[Path, ...]
@@ -57,16 +59,19 @@ class MachineConfig:
     distance: int = 20
     disk: int = 0
     arguments: tuple[str, ...] = ()
+    dumped: bool = False
 
 
 @dataclass
 class VirtualMachine:
-    """A running guest. console, errors: files with its console output and with QEMU's errors."""
+    """A running guest. console, errors: files with its console output and with QEMU's errors. monitor: of
+    QEMU, where its memory can be dumped."""
 
     channel: Channel
     pid: int
     console: IO[bytes]
     errors: IO[bytes]
+    monitor: Monitor | None = None
 
     def why_it_ended(self) -> str:
         """The console's line about a panic, else its last line, else QEMU's last error."""
@@ -135,16 +140,20 @@ def _booted(machine: MachineConfig, how: Accel) -> Iterator[VirtualMachine]:
     with contextlib.ExitStack() as stack:
         console, errors = (stack.enter_context(spooled()) for _ in range(2))
         initramfs = stack.enter_context(_joined(machine.initramfs))
-        stream, port = map(stack.enter_context, socket.socketpair())
+        (stream, port), (monitor, control) = (
+            map(stack.enter_context, socket.socketpair()) for _ in range(2)
+        )
         disk = stack.enter_context(spooled())
         disk.truncate(machine.disk)
-        process = _start(machine, how, initramfs, port, console, errors, disk)
+        process = _start(machine, how, initramfs, (port, control), console, errors, disk)
         stack.callback(_end, process)
         port.close()
+        control.close()
         channel = Channel(
             stream, BOOT_SECONDS[how], lambda: process.poll() is None and not _kvm_failed(errors)
         )
-        guest = VirtualMachine(channel, process.pid, console, errors)
+        asked = Monitor(monitor) if machine.dumped else None
+        guest = VirtualMachine(channel, process.pid, console, errors, asked)
         try:
             channel.wait_ready()
         except GuestGone as error:
@@ -167,12 +176,15 @@ def _start(
     machine: MachineConfig,
     how: Accel,
     initramfs: IO[bytes],
-    port: socket.socket,
+    ports: tuple[socket.socket, socket.socket],
     console: IO[bytes],
     errors: IO[bytes],
     disk: IO[bytes],
 ) -> subprocess.Popen[bytes]:
-    """Start QEMU. Its files have no names and its port is a descriptor: nothing can be left of them."""
+    """Start QEMU. Its files have no names and its ports are descriptors: nothing can be left of them.
+
+    ports: of the guest's agent, and of QEMU's monitor."""
+    port, control = ports
     words = ("console=ttyS0", "quiet", "panic=-1", *_EMULATED[how], *machine.arguments)
     command = [
         *(qemu_path(), *_common(how), "-machine", "pc", "-no-reboot"),
@@ -187,9 +199,13 @@ def _start(
     if machine.disk:
         drive = f"if=none,id=disk,format=raw,cache=unsafe,file={_path_in_child(disk)}"
         command += ["-drive", drive, "-device", "virtio-blk-pci,drive=disk"]
+    if machine.dumped:
+        command += ["-device", "vmcoreinfo", "-mon", "chardev=monitor,mode=control"]
+        command += ["-chardev", f"socket,id=monitor,fd={control.fileno()}"]
+    files = (initramfs, port, control, console, disk)
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors,
-        pass_fds=(initramfs.fileno(), port.fileno(), console.fileno(), disk.fileno()),
+        pass_fds=[file.fileno() for file in files],
         preexec_fn=end_with_parent(),
     )  # fmt: skip
 
