@@ -303,3 +303,17 @@ def test_where_several_small_sizes_are_on_shared_tables_are_the_engines() -> Non
     assert plan.engine_tables == 2
     (plan,) = compare(arrays, [always(2, 4, 9, max_ptes_none=0)], DEFAULT)
     assert (plan.engine_tables, plan.counted_tables) == (1, 1)
+
+
+def test_a_page_is_freed_for_the_last_of_several_that_give_it_up() -> None:
+    """The pages that one table has copied do not hold up the next: its new folio empties the batch. The first
+    two share a page, the second and third another, so that the third is the last to have it."""
+    owners = [made_process(number, 1) for number in range(3)]
+    for number, owner in enumerate(owners):
+        fill(owner, 0, slice(0, PTRS), 4096 * (number + 1))
+    for at, sharers in ((3, (0, 1)), (4, (1, 2))):
+        for each in sharers:
+            fill(owners[each], 0, slice(at, at + 1), 1 << 20 | at, mapcount=2)
+    plan = plan_of(owners, always(9, max_ptes_shared=511))
+    assert plan.added_by_vma == {(100, BASE): PAGE, (101, BASE): PAGE}
+    assert plan.last_collapse_ms is not None

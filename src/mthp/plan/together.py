@@ -99,11 +99,11 @@ class Sharing(NamedTuple):
         """Let tables collapse, in this order, full scan by full scan, where no more than limit of their pages
         are mapped elsewhere too.
 
-        A page that one of them has just copied waits in a CPU's batch and refuses the next, until the batch
-        is drained. It is taken to wait until the full scan is over, so that full_scans is a bound.
+        The pages that one of them has copied are put into the CPU's batch, which the new folio empties: it is
+        large. So they do not hold up the next.
         """
         found = Together(np.zeros(self.tables, np.bool_), np.zeros(self.tables, np.int64), 0)
-        left, copied_in = self.mapped.copy(), np.zeros(len(self.mapped), np.int64)
+        left = self.mapped.copy()
         starts, ends = (np.searchsorted(self.table, tables, side) for side in ("left", "right"))
         waiting = [
             (number, self.page[start:end])
@@ -117,12 +117,10 @@ class Sharing(NamedTuple):
             waiting = []
             for number, pages in before:
                 here = left[pages]
-                busy = (copied_in[pages] == full_scans).any()
-                if busy or np.count_nonzero(here > 1) > limit:
+                if np.count_nonzero(here > 1) > limit:
                     waiting.append((number, pages))
                     continue
                 left[pages] -= 1
-                copied_in[pages] = full_scans
                 found.collapsed[number] = True
                 found.freed[number] = np.count_nonzero(here == 1)
             if len(waiting) == len(before):
