@@ -155,5 +155,43 @@ def test_what_is_free_in_pieces_has_to_be_compacted(
     assert "? If compaction makes the blocks" in " ".join(capfd.readouterr().out.split())
 
 
+def test_blocks_by_the_type_of_their_pageblocks(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of five free blocks one is kept for atomic allocations; the two of 4 MiB are claimed from reclaimable
+    pageblocks. Compaction may make eight, or three and no more."""
+    arrays = dict(np.load(REDIS))
+    meta = json.loads(arrays["meta"].tobytes())
+    meta["buddyinfo"] = "Node 0, zone   Normal  90000 0 0 0 0 0 0 0 0 3 1\n"
+    meta["meminfo"]["MemFree"] = (90000 + 5 * 512) * 4096
+    pieces = tmp_path / "pieces.npz"
+    asked = [str(pieces), "--profile", "7.3", "--madvise-collapse", f"{HEAP + 0x600000:x}+2000000"]
+    for movable, reached in ((8, "no"), (12, "if_compacted")):
+        meta["pagetypeinfo"] = f"""\
+Page block order: 9
+Node    0, zone   Normal, type      Movable  90000  0 0 0 0 0 0 0 0 2 0
+Node    0, zone   Normal, type  Reclaimable      0  0 0 0 0 0 0 0 0 0 1
+Node    0, zone   Normal, type   HighAtomic      0  0 0 0 0 0 0 0 0 1 0
+
+Number of blocks type     Unmovable      Movable  Reclaimable   HighAtomic
+Node 0, zone   Normal           12         {movable}            2            1
+"""
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        np.savez(pieces, **arrays)
+        found = share(capfd, reached, *asked, "--reach", "95")
+        assert (found["free_blocks"], found["needed_blocks"]) == (4, 12)
+        assert found["free_blocks_by_type"] == {
+            "movable": 2, "claimed": {"Reclaimable": 2}, "kept": {"HighAtomic": 1},
+            "pageblocks_emptied": movable, "pageblocks": movable + 15,
+        }  # fmt: skip
+        assert main(["collapse", *asked, "--reach", "95"]) == int(reached == "no")
+        said = " ".join(capfd.readouterr().out.split())
+        assert "2 in movable pageblocks; 2 in reclaimable ones" in said
+        assert "1 that it does not get (HighAtomic)" in said
+        assert f"compaction empties movable pageblocks alone, {movable} of {movable + 15}" in said
+        assert ("if every one comes free" in said) == (reached == "no")
+        assert "of the free memory 2 MiB are kept for atomic allocations or isolated" in said
+
+
 def test_a_share_is_asked_of_madvise_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--madvise-collapse" in refused(capsys, "collapse", str(REDIS), "--reach", "95")

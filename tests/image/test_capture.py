@@ -33,6 +33,7 @@ from mthp.image.capture.proc import SmapsEntry, state
 from mthp.image.capture.run import CaptureOptions
 from mthp.image.capture.tables import BATCHES_AHEAD, TableReader
 from mthp.image.frames_at_once import FramesAtOnce, KnownFlags
+from mthp.image.page_types import page_types
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.image.zipped import write_zipapp
 
@@ -737,6 +738,8 @@ def test_what_the_host_says(tmp_path: Path) -> None:
     assert snapshot.sysfs["hpage_pmd_size"] == str(snapshot.geometry.pmd_size)
     meta = snapshot.meta
     assert meta["meminfo"]["MemTotal"] > 1 << 20 and "Node 0" in meta["buddyinfo"]
+    if os.geteuid() == 0:
+        assert page_types(meta["pagetypeinfo"]) is not None
     assert meta["nodes"]["online"] and meta["cpus"] >= 1
     assert snapshot.processes[0].name == Path(f"/proc/{os.getpid()}/comm").read_text().strip()
     assert not snapshot.processes[0].thp_disabled

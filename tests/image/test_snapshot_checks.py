@@ -82,6 +82,11 @@ KINDS: dict[str, tuple[Change, str]] = {
     "fewer than none": (meta("cpus", -3), "cpus: -3 is outside"),
     "a node of no kernel": (meta("buddyinfo", "Node 9999, zone N 1"), "buddyinfo"),
     "blocks without end": (meta("buddyinfo", "Node 0, zone N " + "9" * 5000), "buddyinfo"),
+    "a zone without blocks": (meta("pagetypeinfo", "Node 0, zone N, type Movable"), "pagetypeinfo"),
+    "types of a node of no kernel": (
+        meta("pagetypeinfo", "Node 9999, zone N, type Movable 1"), "pagetypeinfo"
+    ),
+    "a number for the types": (meta("pagetypeinfo", 3), "pagetypeinfo: 3 is not text"),
     "a file of sysfs with an escape": (meta("sysfs", {"a\n\x1b[31m/enabled": "x"}), "sysfs"),
     "a number for a text": (meta("kernel", 7), "kernel: 7 is not text"),
     "an amount below 0": (meta("meminfo.MemFree", -1), "meminfo.MemFree"),

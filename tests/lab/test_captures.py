@@ -21,7 +21,7 @@ from mthp.words.settings import Enabled
 from tests.lab.guests import kernel_or_skip
 
 ZIP = Path(__file__).parent.parent / "data" / "captured-7.3.4.zip"
-PASSING = ("time", "buddyinfo", "meminfo", "others")
+PASSING = ("time", "buddyinfo", "pagetypeinfo", "meminfo", "others")
 """What was another when the second of the two was made: the kernel's own memory, for one."""
 
 

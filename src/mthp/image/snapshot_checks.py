@@ -19,6 +19,7 @@ from mthp.image.capture.columns import ADDRESS_LIMIT, DEEP_WIDTH, ZERO_FILLED
 from mthp.image.capture.pagemap import EXCLUSIVE, FILE, GUARD, HUGE, PRESENT, SWAPPED, ZERO
 from mthp.image.capture.pages import DIRTY, PROT_NONE, WRITABLE, YOUNG
 from mthp.image.fields import Fields, short
+from mthp.image.page_types import page_types
 from mthp.words.files import FileError
 from mthp.words.resident import MappingKind
 from mthp.words.units import Geometry, human_bytes
@@ -47,7 +48,8 @@ Arrays = Mapping[str, NDArray[Any]]
 def check_meta(meta: Fields) -> None:
     """Check what is said of the host and of the capture, but for the processes."""
     meta.take("kernel", str)
-    for key in ("tool", "time", "hostname", "version", "machine", "buddyinfo", "swaps"):
+    texts = "tool", "time", "hostname", "version", "machine", "buddyinfo", "pagetypeinfo", "swaps"
+    for key in texts:
         if not meta.is_null(key):
             meta.take(key, str)
     if not meta.is_null("cpus"):
@@ -69,6 +71,7 @@ def check_meta(meta: Fields) -> None:
     if not thread.is_null("started"):
         thread.number("started", 0, 2**63 - 1)
     check_buddyinfo(meta.document.get("buddyinfo") or "")
+    check_pagetypeinfo(meta.document.get("pagetypeinfo"))
     nodes = Fields({} if meta.is_null("nodes") else meta.take("nodes", dict), "nodes.")
     if not nodes.is_null("distance"):
         for name, row in nodes.table("distance", list).items():
@@ -98,6 +101,16 @@ def check_buddyinfo(text: str) -> None:
         zone = _ZONE.fullmatch(line)
         if line.strip() and (zone is None or int(zone[1]) >= MOST_NODES):
             raise FileError(f"buddyinfo: {short(line)} is no zone of a node below {MOST_NODES}")
+
+
+def check_pagetypeinfo(text: str | None) -> None:
+    """Check the same of free blocks by type."""
+    try:
+        types = page_types(text)
+    except ValueError as error:
+        raise FileError(f"pagetypeinfo: {short(str(error))} is no zone of a node") from None
+    if types is not None and any(node >= MOST_NODES for node, _ in types.free):
+        raise FileError(f"pagetypeinfo: a node that is not below {MOST_NODES}")
 
 
 def check_privilege(privilege: Mapping[str, bool], members: Iterable[str]) -> None:

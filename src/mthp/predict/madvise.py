@@ -10,6 +10,8 @@ from itertools import takewhile, zip_longest
 
 import numpy as np
 
+from mthp.image.page_types import CLAIMED, MOVABLE, TAKEN, page_types
+from mthp.image.snapshot import Snapshot
 from mthp.khugepaged.eligibility import requested_orders
 from mthp.khugepaged.madvise import THP, do_madvise_collapse, is_range
 from mthp.mm.huge_mm import Tva, VmaGate, allowable_orders, vma_thp_disabled
@@ -19,7 +21,7 @@ from mthp.mm.vm_flags import VM_NO_KHUGEPAGED
 from mthp.predict.measure import frames_in_use, held_in_tables, measure, populated_parts
 from mthp.predict.outcome import Request, basis_of
 from mthp.predict.passes import Interrupted, Tally
-from mthp.predict.records import Advised, AdvisedOutcome, HugeShare, TornUse
+from mthp.predict.records import Advised, AdvisedOutcome, BlocksByType, HugeShare, TornUse
 from mthp.predict.resident import modelled
 from mthp.words.events import Event, PassedBy, ScanPmd
 from mthp.words.results import ScanResult
@@ -73,6 +75,7 @@ def run_madvise(
         blocks=blocks,
         needed=sum(call.collapsed for call in done),
         pmd_size=kernel.geometry.pmd_size,
+        by_type=_by_type(request.snapshot, kernel.geometry.pmd_order),
     )
     return AdvisedOutcome(
         basis=basis_of(request, world),
@@ -136,6 +139,24 @@ def _free_blocks(kernel: Kernel) -> int | None:
         len(node.blocks[order]) + node.unborn[order] << order - pmd
         for node in nodes
         for order in range(pmd, node.max_order + 1)
+    )
+
+
+def _by_type(snapshot: Snapshot | None, order: int) -> BlocksByType | None:
+    """The blocks of the order that are free, and those that may become it, as far as the capture says."""
+    if snapshot is None or snapshot.free_memory is not None:
+        return None
+    types = page_types(snapshot.meta.get("pagetypeinfo"))
+    if types is None:
+        return None
+    free = {kind: nr for kind, nr in sorted(types.blocks(order).items()) if nr}
+    emptied = sum(types.pageblocks.get(kind, 0) for kind in MOVABLE)
+    return BlocksByType(
+        sum(nr for kind, nr in free.items() if kind in MOVABLE),
+        {kind: nr for kind, nr in free.items() if kind in CLAIMED},
+        {kind: nr for kind, nr in free.items() if kind not in TAKEN},
+        emptied if types.block_order == order and types.pageblocks else None,
+        sum(types.pageblocks.values()),
     )
 
 

@@ -528,6 +528,19 @@ class Advised:
         return self.windows - tried
 
 
+class BlocksByType(NamedTuple):
+    """Free blocks of PMD size. movable: in movable pageblocks. claimed: in pageblocks that become movable
+    with them, by type; kept: that no movable allocation is given. emptied: pageblocks that compaction can
+    empty, of all; None where those are of another size.
+    """
+
+    movable: int
+    claimed: Mapping[str, int]
+    kept: Mapping[str, int]
+    emptied: int | None
+    all: int
+
+
 @dataclass(frozen=True)
 class HugeShare:
     """How much of the anonymous memory in the ranges of some calls PMDs map, in bytes. total, before: when
@@ -535,7 +548,8 @@ class HugeShare:
     what windows hold that are refused for it.
 
     blocks: free blocks of PMD size when they began, those that larger ones split into with them; None where
-    that is not said, or no end is seen of them. needed: windows that took one.
+    that is not said, or no end is seen of them. needed: windows that took one. by_type: the same by the types
+    of their pageblocks; None where the capture does not say.
     """
 
     total: int
@@ -547,6 +561,16 @@ class HugeShare:
     blocks: int | None
     needed: int
     pmd_size: int
+    by_type: BlocksByType | None = None
+
+    @property
+    def most(self) -> int:
+        """What PMDs map if compaction empties every pageblock that it can."""
+        if self.by_type is None or self.by_type.emptied is None:
+            return self.huge
+        there = self.by_type.emptied + sum(self.by_type.claimed.values())
+        lacking = max(self.needed - there, 0)
+        return self.huge - lacking * self.pmd_size
 
     @property
     def not_tried(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from mthp.predict.records import Advised, AdvisedOutcome, HugeShare, OrderUse
+from mthp.predict.records import Advised, AdvisedOutcome, BlocksByType, HugeShare, OrderUse
 from mthp.report.basis import basis_values, caveat_values, render_basis, render_caveats
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import percent, plural, torn_text
@@ -75,6 +75,27 @@ def render_madvise(
     render_caveats(page, outcome.basis)
 
 
+def _by_type(share: HugeShare, name: str) -> Iterator[str]:
+    """What the types of pageblocks say of free blocks, and of those that compaction can make."""
+    found = share.by_type
+    if found is None:
+        return
+    text = f"free blocks of {name}: {found.movable:,} in movable pageblocks"
+    if found.claimed:
+        text += (
+            f"; {sum(found.claimed.values()):,} in {' and '.join(found.claimed).lower()} ones, which movable "
+            "memory gets as whole pageblocks once no movable one is free"
+        )
+    if found.kept:
+        text += f"; {sum(found.kept.values()):,} that it does not get ({', '.join(found.kept)})"
+    yield text
+    if found.emptied is not None and share.blocks is not None and share.needed > share.blocks:
+        text = f"compaction empties movable pageblocks alone, {found.emptied:,} of {found.all:,}"
+        if share.most < share.huge:
+            text += f": if every one comes free, it is {percent(share.most, share.mapped)}"
+        yield text
+
+
 class ReachAnswer(StrEnum):
     """Whether a share comes to be mapped by PMDs."""
 
@@ -86,6 +107,8 @@ class ReachAnswer(StrEnum):
 def reach_answer(share: HugeShare, reach: float) -> ReachAnswer:
     """Whether PMDs map that share afterwards; it needs what is not certain where too few blocks are free."""
     if share.huge < reach * share.mapped or not share.mapped:
+        return ReachAnswer.NO
+    if share.most < reach * share.mapped:
         return ReachAnswer.NO
     return ReachAnswer.YES if share.least >= reach * share.mapped else ReachAnswer.IF_COMPACTED
 
@@ -108,6 +131,7 @@ def _reach(page: SafeConsole, outcome: AdvisedOutcome, reach: float) -> None:
             "compaction and reclaim have to make, as is assumed here; if they make none, it is "
             f"{percent(share.least, share.mapped)}"
         )
+    lines += _by_type(share, name)
     for status, size in sorted(share.refused.items(), key=lambda each: -each[1]):
         if size:
             lines.append(f"{human_bytes(size)} refused: {RESULT_REASONS[status]} ({status.string})")
@@ -195,12 +219,23 @@ def madvise_document(outcome: AdvisedOutcome, reach: float | None = None) -> dic
             "refused": {status.string: size for status, size in share.refused.items()},
             "free_blocks": share.blocks,
             "needed_blocks": share.needed,
+            "free_blocks_by_type": None if share.by_type is None else _types(share.by_type),
             "reach": reach,
             "reached": None if reach is None else reach_answer(share, reach).name.lower(),
         },
         **caveat_values(outcome.basis),
         "warnings": list(outcome.warnings),
         "seconds": outcome.seconds,
+    }
+
+
+def _types(found: BlocksByType) -> dict[str, Any]:
+    return {
+        "movable": found.movable,
+        "claimed": dict(found.claimed),
+        "kept": dict(found.kept),
+        "pageblocks_emptied": found.emptied,
+        "pageblocks": found.all,
     }
 
 

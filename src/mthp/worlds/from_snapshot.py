@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mthp.image.page_types import page_types
 from mthp.image.snapshot import (
     FolioState,
     Kpf,
@@ -572,12 +573,30 @@ def free_memory(snapshot: Snapshot) -> tuple[tuple[NodeState, ...], str]:
         elif 0 < memfree < shown - shown // 8 - _SLACK:
             said += f" (MemFree is {human_bytes(memfree)}, a container's perhaps)"
         said += f"; {human_bytes(spare)} more can be reclaimed (--free-memory sets both)"
+    if snapshot.free_memory is None and (kept := _take_kept(snapshot, nodes)):
+        said += (
+            f"; of the free memory {human_bytes(kept << shift)} are kept for atomic allocations or isolated, "
+            "and do not count (pagetypeinfo)"
+        )
     for node in nodes.values():
         pages = (unplaced >> shift) // len(nodes)
         node[largest] += pages >> largest
         node.update({order: 1 for order in range(largest) if pages >> order & 1})
         node[0] += (spare >> shift) // len(nodes)
     return tuple(NodeState(nodes.get(nid, {})) for nid in range(max(nodes) + 1)), said
+
+
+def _take_kept(snapshot: Snapshot, nodes: Mapping[int, Counter[int]]) -> int:
+    """Take off what no movable allocation is given; returns how many pages that is."""
+    types = page_types(snapshot.meta.get("pagetypeinfo"))
+    kept = 0
+    if types is not None:
+        for nid, node in nodes.items():
+            for order, nr in types.kept(nid).items():
+                less = min(nr, node[order])
+                node[order] -= less
+                kept += less << order
+    return kept
 
 
 def free_blocks(buddyinfo: object) -> dict[int, Counter[int]]:

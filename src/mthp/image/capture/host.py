@@ -50,6 +50,7 @@ def host_facts() -> dict[str, Any]:
         "machine": system.machine,
         "sysfs": sysfs_settings(),
         "buddyinfo": text("/proc/buddyinfo"),
+        "pagetypeinfo": text("/proc/pagetypeinfo"),
         "meminfo": {name: int(kib) << 10 for name, kib in amounts},
         "swaps": text("/proc/swaps"),
         "nodes": {

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 
+from mthp.image.page_types import TAKEN, page_types
 from mthp.lab.geometry import PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import BASE, Madv, size_folder
 from mthp.lab.vm.channel import Channel, CommandFailed
@@ -36,11 +38,6 @@ FOLIOS_AT, TABLES, ROUNDS = 1 << 20, 256, 4
 most, and how many rounds it tries."""
 SWAPPINESS = "/proc/sys/vm/swappiness"
 
-_FREE = re.compile(
-    r"Node +\d+, zone +(?!DMA,)\w+, type +(?:Unmovable|Movable|Reclaimable)((?: +>?\d+)+) *"
-)
-"""A line of pagetypeinfo with free blocks by order."""
-
 
 def switch_file(order: int) -> str:
     """The file in sysfs that enables a folio size."""
@@ -52,12 +49,12 @@ def free_blocks_of(pagetypeinfo: str) -> dict[int, int]:
 
     Zone DMA is kept for others by lowmem_reserve_ratio, and reserves have types of their own.
     """
-    totals: dict[int, int] = {}
-    for line in pagetypeinfo.splitlines():
-        found = _FREE.fullmatch(line)
-        for order, count in enumerate(found[1].split() if found else ()):
-            totals[order] = totals.get(order, 0) + int(count.lstrip(">"))
-    return totals
+    totals = Counter[int]()
+    types = page_types(pagetypeinfo)
+    for (_, kind), blocks in types.free.items() if types else ():
+        if kind in TAKEN:
+            totals += blocks
+    return dict(totals)
 
 
 class MemoryPressure:
