@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -95,21 +96,45 @@ TYPES: dict[str, tuple[int, dict[str, int]]] = {
 }  # fmt: skip
 
 
-def type_information(*left_out: str) -> bytes:
-    """All that a deep capture looks for, but for some names."""
+def type_information(
+    *left_out: str,
+    more: Mapping[str, tuple[int, Mapping[str, int]]] = MappingProxyType({}),
+    enums: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> bytes:
+    """All that a deep capture looks for, but for some names. more: structures, or members of those; enums:
+    their constants."""
     it = TypeMaker()
-    for name, (size, members) in TYPES.items():
-        kept = {member: (LONG, at) for member, at in members.items() if member not in left_out}
-        it.structure(name, size, kept)
+    nothing: tuple[int, Mapping[str, int]] = (0, {})
+    for name in {**TYPES, **more}:
+        (size, members), (larger, others) = TYPES.get(name, nothing), more.get(name, nothing)
+        if name == "mm_struct":
+            continue
+        structures: dict[str, dict[str, int]] = {}
+        kept = {}
+        for member, at in {**members, **others}.items():
+            outer, _, within = member.partition(".")
+            if within:
+                structures.setdefault(outer, {})[within] = at
+            elif member not in left_out:
+                kept[member] = (LONG, at)
+        for outer, parts in structures.items():
+            inside = it.structure("", 8, dict.fromkeys(parts, (LONG, 0)))
+            kept[outer] = (inside, min(parts.values()))
+        it.structure(name, max(size, larger), kept)
+    for each in enums.keys() - {"pageflags"}:
+        it.enum(each, enums[each])
     range64 = it.structure("maple_range_64", 256, {"pivot": (LONG, 8), "slot": (LONG, 128)})
     arange64 = it.structure("maple_arange_64", 256, {"pivot": (LONG, 8), "slot": (LONG, 80)})
     either = it.structure("", 256, {"mr64": (range64, 0), "ma64": (arange64, 0)}, UNION)
     it.structure("maple_node", 256, {"": (either, 0)})
     tree = it.add("tree_t", TYPEDEF, 0, it.structure("maple_tree", 16, {"ma_root": (LONG, 8)}))
     mm = {"mm_mt": (tree, 64), "pgd": (LONG, 120), "flags": (LONG, 128), "mm_id": (LONG, 136)}
-    inner = it.structure("", 144, {name: of for name, of in mm.items() if name not in left_out})
-    it.structure("mm_struct", 144, {"": (inner, 0)})
-    it.enum("pageflags", {name: bit for name, bit in FLAGS.items() if name not in left_out})
+    larger, others = more.get("mm_struct", (144, {}))
+    mm.update((name, (LONG, at)) for name, at in others.items())
+    inner = it.structure("", larger, {name: of for name, of in mm.items() if name not in left_out})
+    it.structure("mm_struct", larger, {"": (inner, 0)})
+    flags = {**FLAGS, **enums.get("pageflags", {})}
+    it.enum("pageflags", {name: bit for name, bit in flags.items() if name not in left_out})
     it.enum("maple_type", {"maple_leaf_64": 1, "maple_range_64": 2, "maple_arange_64": 3})
     return it.packed()
 

@@ -58,7 +58,6 @@ MLOCK_BATCH = 128
 
 _MOST_TASKS = 1 << 22
 _MOST_READINGS = 8
-_MOST_NODES_OF_A_TREE = 1 << 20
 _WORD = (1 << 64) - 1
 TICK = 10_000_000
 """Nanoseconds of a clock tick that /proc tells start times in."""
@@ -190,7 +189,9 @@ class KernelStructures:
         ]
         low, size = min(wanted), max(wanted) + 8 - min(wanted)
         task = first
-        for _ in range(_MOST_TASKS):
+        seen: set[int] = set()
+        while task not in seen and len(seen) < _MOST_TASKS:
+            seen.add(task)
             raw = self.core.read(task + low, size)
             following, number, mm, start = (
                 int.from_bytes(raw[at - low : at - low + 8], "little") for at in wanted
@@ -200,7 +201,7 @@ class KernelStructures:
             task = following - link
             if task == first:
                 return
-        raise CoreError("has more processes than there can be")
+        raise CoreError("has a list of processes that does not end")
 
     def _settled(self, walk: Callable[[], _T]) -> _T:
         """What a walk finds."""
@@ -234,13 +235,14 @@ class KernelStructures:
             self.known.maple["maple_range_64"]: "mr64",
             self.known.maple["maple_arange_64"]: "ma64",
         }
-        leaf, waiting, seen = self.known.maple["maple_leaf_64"], [(root, _WORD)], 0
+        leaf, waiting = self.known.maple["maple_leaf_64"], [(root, _WORD)]
+        seen: set[int] = set()
         while waiting:
             encoded, most = waiting.pop()
-            seen += 1
             kind = encoded >> 3 & 15
-            if not encoded >> 63 or kind not in kinds or seen > _MOST_NODES_OF_A_TREE:
+            if not encoded >> 63 or kind not in kinds or encoded & ~255 in seen:
                 raise CoreError("has no tree of VMAs there")
+            seen.add(encoded & ~255)
             pivots = self.at[f"maple_node.{kinds[kind]}.pivot"] // 8
             slots = self.at[f"maple_node.{kinds[kind]}.slot"] // 8
             words = struct.unpack("<32Q", self.core.read(encoded & ~255, 256))
@@ -276,12 +278,14 @@ class KernelStructures:
         head = scan + self.at["khugepaged_scan.mm_head"]
         link, its_mm = self.at["mm_slot.mm_node"], self.at["mm_slot.mm"]
         mms, slots, node = [], [], self.core.word(head)
+        seen: set[int] = set()
         while node != head:
+            if node in seen or len(seen) >= _MOST_TASKS:
+                raise CoreError("has a list of khugepaged's that does not end")
+            seen.add(node)
             slots.append(node - link)
             mms.append(self.core.word(node - link + its_mm))
             node = self.core.word(node)
-            if len(mms) > _MOST_TASKS:
-                raise CoreError("has more mms than there can be")
         return (
             mms, slots, self._field(scan, "khugepaged_scan.mm_slot"),
             self._field(scan, "khugepaged_scan.address"),

@@ -123,7 +123,7 @@ class DumpFrames(Frames):
         if "PG_hwpoison" in kernel.flags:
             result |= self._has(flags, "PG_hwpoison").astype(np.uint64) << np.uint64(_HWPOISON)
         counts = mapped + np.where(is_head[of], entire[of], 0).astype(np.uint32)
-        in_huge = frames - np.uint64(self.huge_zero) < np.uint64(self.block)
+        in_huge = self.in_huge_zero(frames)
         zeros = np.uint64(KPF_ZERO_PAGE)
         result[in_huge] |= zeros | np.uint64(KPF_THP)
         result[frames == np.uint64(self.zero)] |= zeros
@@ -131,6 +131,11 @@ class DumpFrames(Frames):
         return FrameFacts(
             result[inverse], counts[inverse], orders[inverse], (young[of] & ~unread)[inverse]
         )
+
+    def in_huge_zero(self, frames: Words) -> NDArray[np.bool_]:
+        """Which frames are of the huge zero folio; none where it was never made, and so has the last pfn."""
+        first = np.uint64(self.huge_zero)
+        return np.asarray((frames >= first) & (frames - first < np.uint64(self.block)))
 
     def _heads(self, frames: Words, own: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], Words]:
         """Which frames are tails, and the first frame of each one's folio.

@@ -21,7 +21,7 @@ from mthp.image.capture.kernel import (
 )
 from mthp.image.capture.proc import LACKING, USAGE, CaptureError, LeftOut
 from mthp.image.vmcore.dump import Dump
-from mthp.image.vmcore.symbols import read_symbols
+from mthp.image.vmcore.symbols import read_symbols, symbol
 
 NEEDED = {
     "task_struct": ("comm", "flags", "cred", "signal", "cgroups"),
@@ -62,7 +62,7 @@ OPTIONAL = {
     "page_counter": ("usage", "max", "high"),
 }
 """Members that may lack: what is told by them is then not told."""
-SIZES = ("zone", "free_area", "percpu_counter")
+SIZES = ("zone", "free_area", "percpu_counter", "cpumask")
 ENUMS = ("transparent_hugepage_flag", "zone_type", "zone_stat_item", "cgroup_subsys_id")
 SYMBOLS = frozenset({
     "init_task", "khugepaged_scan", "cpu_fbatches", "mlock_fbatch", "__per_cpu_offset", "node_data",
@@ -81,7 +81,7 @@ SYMBOLS = frozenset({
 PF_KTHREAD, PF_FORKNOEXEC = 0x200000, 0x40
 """Kernel: include/linux/sched.h."""
 _MOST_BYTES_OF_TYPES = 64 << 20
-_MOST_CPUS, _MOST_NODES = 1 << 13, 1 << 10
+_MOST_BYTES_OF_MAP = 1 << 10
 _MOST_STEPS = 256
 """Folders and mounts above a file."""
 _LONGEST_NAME = 256
@@ -107,8 +107,8 @@ class DumpKernel(KernelStructures):
             found = read_symbols(dump, SYMBOLS)
             known, self.sizes, self.enums = self._layout(found)
             self.all_symbols = found
-            cpus = self._bits_at(dump, found.get("__cpu_possible_mask"), _MOST_CPUS)
-            nodes = self._bits_at(dump, self._online_nodes(dump), _MOST_NODES)
+            cpus = self._bits_at(found.get("__cpu_possible_mask"), self.sizes["cpumask"])
+            nodes = self._bits_at(self._online_nodes(), self._size_of_nodes())
             super().__init__(dump, known, cpus, nodes)
             self._tasks = [self._task(*each) for each in self.tasks()]
         except CoreError as error:
@@ -137,18 +137,22 @@ class DumpKernel(KernelStructures):
         sizes = {name: btf.size(name) for name in SIZES}
         return known._replace(at={**others, **needed, **known.at}), sizes, enums
 
-    @staticmethod
-    def _online_nodes(dump: Dump) -> int | None:
-        text = dump.info.get("SYMBOL(node_online_map)", "")
-        return int(text, 16) if text.isalnum() else None
+    def _online_nodes(self) -> int | None:
+        name = "node_online_map"
+        return symbol(self.dump, name) if f"SYMBOL({name})" in self.dump.info else None
 
-    @staticmethod
-    def _bits_at(dump: Dump, address: int | None, most: int) -> list[int]:
-        """The numbers of the bits that are set in a map of bits; [0] where there is none."""
+    def _size_of_nodes(self) -> int:
+        text = self.dump.info.get("SIZE(nodemask_t)", "8")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+
+    def _bits_at(self, address: int | None, size: int) -> list[int]:
+        """The numbers of the bits that are set in a map of so many bytes; [0] where there is none."""
         if address is None:
             return [0]
-        bits = int.from_bytes(dump.read(address, most // 8), "little")
-        return [k for k in range(most) if bits >> k & 1] or [0]
+        if not 0 < size <= _MOST_BYTES_OF_MAP:
+            raise CoreError(f"has a map of {size} bytes of CPUs or nodes, which no kernel has")
+        bits = int.from_bytes(self.dump.read(address, size), "little")
+        return [k for k in range(8 * size) if bits >> k & 1] or [0]
 
     def _task(self, address: int, pid: int, mm: int, start: int) -> DumpedProcess:
         comm = self.core.read(address + self.at["task_struct.comm"], 16).split(b"\0")[0]

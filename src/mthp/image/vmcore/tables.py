@@ -82,10 +82,7 @@ class DumpTables(TableReader):
         present = words & np.uint64(PRESENT_BIT | GLOBAL) != 0
         huge = np.repeat(np.array(leafs, np.bool_), nr) & present
         source = self._dump_frames
-        zero = present & (
-            (frames == np.uint64(source.zero))
-            | huge & (frames - np.uint64(source.huge_zero) < np.uint64(nr))
-        )
+        zero = present & ((frames == np.uint64(source.zero)) | huge & source.in_huge_zero(frames))
         normal = present & ~zero & (huge | (words & np.uint64(_SPECIAL) == 0))
         there = ~present & (words != 0)
         swap = there & (words >> np.uint64(_TYPE_SHIFT) < np.uint64(source.swap_files))
