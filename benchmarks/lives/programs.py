@@ -177,7 +177,11 @@ PROGRAMS = {
             "Redis, the same, jemalloc without its clock",
             environment={"MALLOC_CONF": "background_thread:false,dirty_decay_ms:-1,muzzy_decay_ms:-1"},
         ),
-        _java("g1", "JVM, G1", "-XX:+UseG1GC", "-Xms24m", "-Xmx128m", "Heap", marks=3),
+        _java(
+            *("g1", "JVM, G1", "-XX:+UseG1GC", "-Xms24m", "-Xmx128m", "Heap"),
+            marks=3,
+            recordings=5,
+        ),
         _java(
             *("g1-steady", "JVM, G1, interpreted, one thread for each kind of collection", "-Xint"),
             *("-XX:+UseG1GC", "-XX:ParallelGCThreads=1", "-XX:ConcGCThreads=1", "-Xms128m"),
@@ -186,7 +190,8 @@ PROGRAMS = {
         ),
         _java(
             *("zgc", "JVM, ZGC, interpreted: what is not its heap", "-Xint", "-XX:+UseZGC"),
-            *("-XX:ConcGCThreads=1", "-XX:ParallelGCThreads=1", "-Xms160m", "-Xmx160m", "Heap"),
+            *("-XX:ConcGCThreads=1", "-XX:ParallelGCThreads=1", "-Xms64m", "-Xmx640m"),
+            *("-XX:-ZUncommit", "Heap"),
             marks=3,
         ),
         _java(
