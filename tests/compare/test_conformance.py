@@ -76,6 +76,17 @@ def test_which_processes_a_large_folio_knows_decides(name: str) -> None:
     assert (score.passes, score.passes - unknown.agreed) == KNOWN[name]
 
 
+def test_what_waits_in_the_swap_cache_decides_how_often_is_read() -> None:
+    """Folios that a disk was given come back whole, those of which a part is mapped too."""
+    swapped = scenarios("lab-swap-cache-7.3.4.jsonl.xz")
+    assert any(each.folio is not None for scenario in swapped for each in scenario.swap_cache)
+    score = run_conformance(swapped, V7_3)
+    assert [mismatch.to_json() for mismatch in score.mismatches[:3]] == []
+    assert score.agreed == score.passes == 12
+    empty = [dataclasses.replace(each, swap_cache=()) for each in swapped]
+    assert run_conformance(empty, V7_3).agreed == 5
+
+
 def on_one_node(scenario: Scenario) -> Scenario:
     """The same as older records had it."""
 
@@ -174,7 +185,9 @@ def test_frames_in_use_change_in_every_recording_as_the_kernel_counted() -> None
 
 
 def test_all_records_are_here() -> None:
-    assert sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160 + 6 + 14 + 14
+    assert (
+        sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160 + 6 + 14 + 14 + 12
+    )
 
 
 LOSES_SOFT_DIRTY = {"hand:softdirty-ro-16k"}

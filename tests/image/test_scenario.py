@@ -368,6 +368,45 @@ def test_nodes_are_told_of_all_states_or_of_none() -> None:
         parse_scenario(doc)
 
 
+def cached(**fields: object) -> dict[str, Any]:
+    """A folio of four pages in the swap cache, two pages of which are mapped, and one that nobody maps."""
+    doc = document("2:F2.LaCBT.x.m1.f5.i0 2:W0.o10 16:W0.o32 492:-", "2:PA 18:s 492:-")
+    doc["synchronous"] = False
+    whole = {"offset": 32, "order": 4, "flags": "LaCBT"}
+    return {
+        **doc,
+        "swap_cache": [{"offset": 8, "order": 2, "flags": "", "folio": 5}, whole | fields],
+    }
+
+
+def test_folios_in_the_swap_cache() -> None:
+    assert parse_scenario(cached()).swap_cache == ((0, 8, 2, "", 5), (0, 32, 4, "LaCBT", None))
+    assert parse_scenario(document()).swap_cache == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"offset": 33}, "swap_cache[1].offset: 33 is not a multiple of its 16 pages"),
+        ({"offset": 48}, "swap_cache[1].offset: no entry names a slot of it"),
+        ({"type": 1}, "swap_cache[1].offset: no entry names a slot of it"),
+        ({"offset": 8, "order": 3}, "swap_cache[1].offset: another folio stands for a slot of it"),
+        ({"order": 10}, "swap_cache[1].order: no anonymous folio has order 10"),
+        ({"order": 64}, "swap_cache[1].order: 64 is outside"),
+        ({"offset": 0}, "swap_cache[1].offset: 0 is outside"),
+        ({"type": 24}, "swap_cache[1].type: 24 is outside"),
+        ({"flags": "LQ"}, "swap_cache[1].flags: 'LQ' has other letters than lRDLAaCBVMPKTI"),
+        ({"folio": 5}, "swap_cache[1].folio: f5 is no folio of order 4 in the cache"),
+        ({"folio": 6}, "swap_cache[1].folio: f6 is no folio of order 4 in the cache"),
+        ({"folio": "x"}, "swap_cache[1].folio: 'x' is not a whole number"),
+    ],
+)
+def test_folios_that_cannot_be_in_the_swap_cache(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(cached(**fields))
+    assert message in str(caught.value)
+
+
 # --- what cannot be -------------------------------------------------------------------------
 
 Change = Callable[[dict[str, Any]], object]
@@ -425,6 +464,8 @@ def pass_set(**fields: object) -> Change:
         (top_set(largest_block=-1), "largest_block: -1 is outside"),
         (top_set(registered=[1]), "registered: not a list of true and false"),
         (top_set(synchronous=0), "synchronous:"),
+        (top_set(swap_cache=3), "swap_cache: not a list"),
+        (top_set(swap_cache=[3]), "swap_cache"),
         (top_set(mm_ids=[]), "mm_ids: [] is not an object"),
         (top_set(mm_ids={"x": []}), "mm_ids.x: not a folio with at most two processes"),
         (top_set(mm_ids={"0": 3}), "mm_ids.0: 3 is not a list"),

@@ -15,8 +15,10 @@ from typing import Any
 
 from mthp.image.fields import Fields, ScenarioError, short
 from mthp.image.runs import (
+    FOLIO_FLAGS,
     MOST_DIGITS,
     MOST_NODES,
+    SPECIAL_SWAP_TYPE,
     PagesState,
     PteState,
     RunsError,
@@ -27,8 +29,22 @@ from mthp.image.runs import (
     parse_pte_token,
     parse_runs,
 )
-from mthp.image.scenario_checks import check_mm_ids, check_nodes, check_snapshot, check_vmas
-from mthp.image.scenario_values import Action, Advice, KnownMm, Memcg, Prctl, ScenarioVma
+from mthp.image.scenario_checks import (
+    check_mm_ids,
+    check_nodes,
+    check_snapshot,
+    check_swap_cache,
+    check_vmas,
+)
+from mthp.image.scenario_values import (
+    Action,
+    Advice,
+    CachedFolio,
+    KnownMm,
+    Memcg,
+    Prctl,
+    ScenarioVma,
+)
 from mthp.words.files import FileError
 from mthp.words.reading import numbered_lines, parse_object
 from mthp.words.settings import Enabled, Settings, SettingsError
@@ -65,8 +81,9 @@ class Scenario:
     registered: for each process, whether it is on khugepaged's list; empty where all are. kernel: the
     recording kernel's release, empty where nothing was recorded (then passes is empty too). mm_ids: of large
     folios that count as shared, by identity in the initial state, which processes they know; of the others
-    it follows from who maps them. distances: of NUMA nodes, a row each as node_distance() has it; empty
-    where there is one. node_reclaim: vm.zone_reclaim_mode is set.
+    it follows from who maps them. swap_cache: folios that stand for slots which entries name.
+    distances: of NUMA nodes, a row each as node_distance() has it; empty where there is one. node_reclaim:
+    vm.zone_reclaim_mode is set.
     """
 
     id: str
@@ -83,6 +100,7 @@ class Scenario:
     synchronous: bool = True
     registered: tuple[bool, ...] = ()
     mm_ids: Mapping[int, tuple[KnownMm, ...]] = field(default_factory=dict)
+    swap_cache: tuple[CachedFolio, ...] = ()
     distances: tuple[tuple[int, ...], ...] = ()
     node_reclaim: bool = False
     built_by: tuple[str, ...] = ()
@@ -167,6 +185,8 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
     )
     mm_ids = _mm_ids(fields)
     check_mm_ids(settings.geometry, vmas, mm_ids)
+    swap_cache = tuple(map(_cached, fields.objects("swap_cache", what="a list", default=())))
+    check_swap_cache(vmas, swap_cache, settings.geometry)
     distances, node_reclaim = _nodes(fields)
     check_nodes(len(distances), [(f"vmas[{i}].initial", v.initial) for i, v in enumerate(vmas)])
     passes = []
@@ -197,6 +217,7 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
         synchronous=fields.take("synchronous", bool, True),
         registered=_registered(fields),
         mm_ids=mm_ids,
+        swap_cache=swap_cache,
         distances=distances,
         node_reclaim=node_reclaim,
         built_by=tuple(fields.take("built_by", list, [])),
@@ -328,6 +349,22 @@ def _pass(fields: Fields, vmas: tuple[ScenarioVma, ...]) -> RecordedPass:
         errno=None if fields.is_null("errno") else fields.number("errno", -4095, 0),
         killed=killed,
         extra=fields.rest(),
+    )
+
+
+def _cached(fields: Fields) -> CachedFolio:
+    """Read one entry of `swap_cache`."""
+    flags = fields.take("flags", str)
+    if set(flags) - set(FOLIO_FLAGS):
+        raise ScenarioError(
+            f"{fields.where}flags: {short(flags)} has other letters than {FOLIO_FLAGS}"
+        )
+    return CachedFolio(
+        fields.number("type", 0, SPECIAL_SWAP_TYPE - 1, default=0),
+        fields.number("offset", 1, 10**12),
+        fields.number("order", 0, 63),
+        flags,
+        None if fields.is_null("folio") else fields.number("folio", 0, 10**MOST_DIGITS),
     )
 
 

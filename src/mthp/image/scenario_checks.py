@@ -17,7 +17,7 @@ from mthp.image.runs import FolioToken, PageKind, PagesState, PteState, PteToken
 from mthp.words.units import Geometry
 
 if TYPE_CHECKING:
-    from mthp.image.scenario_values import KnownMm, ScenarioVma
+    from mthp.image.scenario_values import CachedFolio, KnownMm, ScenarioVma
 
 _ENTRY_OF = {
     PageKind.NONE: {PteState.NONE, PteState.NO_TABLE},
@@ -128,6 +128,44 @@ def check_mm_ids(
                 raise ScenarioError(
                     f"mm_ids.{folio}: {mappings} mappings of {who}, not 1 to {most}"
                 )
+
+
+def check_swap_cache(
+    vmas: Sequence[ScenarioVma], cached: Sequence[CachedFolio], geometry: Geometry
+) -> None:
+    """Check that each folio stands for slots of its own, at an offset aligned to its size, and that an entry
+    names one of them; and that those which are mapped are in the cache."""
+    if not cached:
+        return
+    named: set[tuple[int | None, int]] = set()
+    folios: dict[int | None, FolioToken] = {}
+    for vma in vmas:
+        for pages, token in vma.initial.folios:
+            if token.swap_offset is not None:
+                run = range(token.swap_offset, token.swap_offset + pages)
+                named.update((token.swap_type, slot) for slot in run)
+            elif token.folio is not None:
+                folios[token.folio] = token
+    taken: set[tuple[int, int]] = set()
+    for i, (device, offset, order, _, folio) in enumerate(cached):
+        where = f"swap_cache[{i}]"
+        if order and order not in geometry.anon_orders:
+            raise ScenarioError(f"{where}.order: no anonymous folio has order {order}")
+        if offset % (1 << order):
+            raise ScenarioError(
+                f"{where}.offset: {offset} is not a multiple of its {1 << order} pages"
+            )
+        slots = {(device, offset + page) for page in range(1 << order)}
+        if taken & slots:
+            raise ScenarioError(f"{where}.offset: another folio stands for a slot of it")
+        taken |= slots
+        if not named & slots:
+            raise ScenarioError(f"{where}.offset: no entry names a slot of it")
+        its = folios.get(folio)
+        if folio is not None and (its is None or its.order != order or "C" not in its.flags):
+            raise ScenarioError(
+                f"{where}.folio: f{folio} is no folio of order {order} in the cache"
+            )
 
 
 def check_nodes(nodes: int, snapshot: Sequence[tuple[str, PagesState]]) -> None:

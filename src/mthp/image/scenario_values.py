@@ -86,6 +86,17 @@ class KnownMm(NamedTuple):
     mappings: int
 
 
+class CachedFolio(NamedTuple):
+    """A folio in the swap cache. type, offset: the slot of its first page, in pages of that device. flags:
+    letters of kpageflags. folio: its identity in the initial state, None where nobody maps a page of it."""
+
+    type: int
+    offset: int
+    order: int
+    flags: str
+    folio: int | None
+
+
 @dataclass(frozen=True)
 class ScenarioVma:
     """One anonymous private mapping.

@@ -165,6 +165,16 @@ class ImageProcess:
     empty_tables: tuple[int, ...] = ()
 
 
+class ImageCached(NamedTuple):
+    """A folio in the swap cache. entry: the slot of its first page. kpageflags: bits of Kpf. pfn: the image's
+    number of its first frame, None where nobody maps a page of it."""
+
+    entry: int
+    order: int
+    kpageflags: int
+    pfn: int | None
+
+
 @dataclass(frozen=True, eq=False)
 class WorldArrays:
     """All that a world is built from. processes may be made one by one, as they are asked for.
@@ -173,7 +183,7 @@ class WorldArrays:
     image that name it. torn: tables (pid, address) that changed while they were read. assumptions:
     sentences on what the image could not say. cursor: the place on its list, and the address, where
     khugepaged goes on; None where it begins. distances: of nodes from each other, none: all alike.
-    node_reclaim: vm.zone_reclaim_mode is set.
+    node_reclaim: vm.zone_reclaim_mode is set. swap_cache: those known to stand for slots that entries name.
     """
 
     nodes: tuple[NodeState, ...]
@@ -187,3 +197,4 @@ class WorldArrays:
     cursor: tuple[int, int] | None = None
     distances: tuple[tuple[int, ...], ...] = ()
     node_reclaim: bool = False
+    swap_cache: tuple[ImageCached, ...] = ()

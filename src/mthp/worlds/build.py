@@ -51,8 +51,9 @@ from mthp.mm.swap_table import swp_entry, unplaced_entry
 from mthp.vectorised.twins import TWINS
 from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
-from mthp.words.units import Folio
+from mthp.words.units import Folio, Pfn
 from mthp.worlds.arrays import (
+    ImageCached,
     ImageProcess,
     ImageVma,
     TableArrays,
@@ -238,6 +239,7 @@ class _Builder:
         self.next_slot = 1
         self.shared_slots: dict[int, int] = {}
         self.cached: list[tuple[Folio, int, int]] = []
+        self.named: dict[int, tuple[Mm, int]] = {}
 
     def build(self) -> BuiltWorld:
         """Build all processes, those registered with khugepaged in the image's order."""
@@ -317,7 +319,7 @@ class _Builder:
         """Make frames, then entries, then the tables that hold them."""
         huge = ((tables.pte & Pte.HUGE) != 0).all(axis=1)
         frames = self.frames(mm, tables, anon_vmas, huge)
-        words = self.words(tables, frames)
+        words = self.words(mm, tables, frames)
         for row, address in enumerate(tables.table_address.tolist()):
             if huge[row]:
                 word = int(words[row, 0])
@@ -326,7 +328,7 @@ class _Builder:
                 table = table_at(mm, address)
                 table.ptes.raw[:] = array("Q", words[row].tobytes())
 
-    def words(self, tables: TableArrays, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
+    def words(self, mm: Mm, tables: TableArrays, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Make the PTE words, as (n, PTRS)."""
         pte = tables.pte
         present, zero = (pte & Pte.PRESENT) != 0, (pte & Pte.ZERO) != 0
@@ -338,6 +340,7 @@ class _Builder:
         page_size = self.geometry.page_size
         for row, column in np.argwhere((pte & Pte.SWAPPED) != 0).tolist():
             words[row, column] = self.leaf(
+                mm,
                 int(pte[row, column]),
                 int(words[row, column]),
                 int(tables.pfn[row, column]),
@@ -345,7 +348,7 @@ class _Builder:
             )
         return words.astype(np.uint64)
 
-    def leaf(self, pte: int, marks: int, captured: int, address: int) -> int:
+    def leaf(self, mm: Mm, pte: int, marks: int, captured: int, address: int) -> int:
         """The word of an entry that is neither present nor none: a slot, a guard or a marker."""
         if pte & Pte.GUARD:
             return leaf_pte(Leaf.GUARD)
@@ -357,6 +360,7 @@ class _Builder:
             return leaf_pte(_SPECIAL_LEAVES[special], 0, marks)
         entry = swp_entry(swap_type, offset) if offset else self.unplaced(swap_type, 1)
         self.kernel.swap.hold(entry)
+        self.named[entry] = mm, address
         if pte & Pte.EXCLUSIVE:
             return leaf_pte(Leaf.SWAP, entry, marks | SWP_EXCLUSIVE)
         if offset:
@@ -561,6 +565,8 @@ class _Builder:
                 firsts[folio] = named - index
             else:
                 firsts.setdefault(folio, None)
+        for each in self.image.swap_cache:
+            firsts[self.cached_folio(each)] = each.entry
         for folio, first in firsts.items():
             nr = self.mem.folio_nr_pages(folio)
             if first is None:
@@ -569,6 +575,36 @@ class _Builder:
                     # Another process names it: else it would not be in the swap cache any more.
                     swap.add_user(first)
             swap.add_to_cache(first, folio, nr)
+
+    def cached_folio(self, cached: ImageCached) -> Folio:
+        """The folio of a page that is mapped, else one that nobody maps: anonymous memory where an entry
+        names its slot, and as read."""
+        if cached.pfn is not None:
+            return Folio(Pfn(self.heads[cached.pfn]))
+        nr = 1 << cached.order
+        slots = range(cached.entry, cached.entry + nr)
+        page, (mm, address) = next(
+            (page, self.named[slot]) for page, slot in enumerate(slots) if slot in self.named
+        )
+        vma = mm.find_vma(address)
+        assert vma is not None
+        flags = pg.PG_UPTODATE
+        for kpf, flag in PG_OF_KPF.items():
+            flags |= flag if cached.kpageflags >> kpf & 1 else 0
+        mem, swap = self.mem, self.kernel.swap
+        folio = new_anon_folio(
+            mem,
+            cached.order,
+            flags=flags,
+            mapcount=0,
+            anon_vma=0 if vma.anon_vma is None else vma.anon_vma.number,
+            index=(address >> self.geometry.page_shift) - page,
+        )
+        mem.refcount.raw[folio] = nr
+        mem.memcg.raw[folio] = mm.memcg.number if mm.memcg is not None else 0
+        for page, slot in enumerate(slots, folio):
+            mem.content.raw[page] = swap.contents.get(slot, 0)
+        return folio
 
     # References
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mthp.image.runs import FolioToken, PageKind, PteState, PteToken
 from mthp.image.scenario import Scenario
-from mthp.image.scenario_values import Advice, KnownMm, Prctl, ScenarioVma
+from mthp.image.scenario_values import Advice, CachedFolio, KnownMm, Prctl, ScenarioVma
 from mthp.image.snapshot import KPF_OF_LETTER, Pte
 from mthp.mm import vm_flags as vm
 from mthp.mm.mm_types import MMF_DISABLE_THP_COMPLETELY, MMF_DISABLE_THP_EXCEPT_ADVISED
@@ -18,7 +18,14 @@ from mthp.mm.page_alloc import NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
 from mthp.mm.swap_table import swp_entry
 from mthp.words.units import Geometry
-from mthp.worlds.arrays import ImageMemcg, ImageProcess, ImageVma, TableArrays, WorldArrays
+from mthp.worlds.arrays import (
+    ImageCached,
+    ImageMemcg,
+    ImageProcess,
+    ImageVma,
+    TableArrays,
+    WorldArrays,
+)
 from mthp.worlds.mm_ids import words_of
 
 PTE_LETTERS = {"W": WRITE, "A": YOUNG, "D": DIRTY}
@@ -44,12 +51,14 @@ def image_of_scenario(scenario: Scenario) -> WorldArrays:
     expansion = _Expansion(scenario)
     memcg = scenario.memcg
     node = NodeState(scenario.free_blocks, largest=scenario.largest_block)
+    processes = [expansion.process(mm) for mm in dict.fromkeys(v.mm for v in scenario.vmas)]
     return WorldArrays(
         nodes=(node,) * max(1, len(scenario.distances)),
-        processes=[expansion.process(mm) for mm in dict.fromkeys(v.mm for v in scenario.vmas)],
+        processes=processes,
         memcgs=(ImageMemcg("scenario", memcg.limit_pages, memcg.usage_pages),) if memcg else (),
         outside=expansion.outside,
         synchronous=scenario.synchronous,
+        swap_cache=tuple(map(expansion.cached, scenario.swap_cache)),
         distances=scenario.distances,
         node_reclaim=scenario.node_reclaim,
     )
@@ -74,6 +83,15 @@ class _Expansion:
         for mm, mappings in known:
             other += 1
             yield other if mm is None else self.ids[mm], mappings
+
+    def cached(self, folio: CachedFolio) -> ImageCached:
+        """A folio in the swap cache, when all processes are expanded."""
+        return ImageCached(
+            swp_entry(folio.type, folio.offset),
+            folio.order,
+            _kpageflags(folio.flags),
+            None if folio.folio is None else self.heads[folio.folio],
+        )
 
     def process(self, mm: int) -> ImageProcess:
         """Expand everything of one mm."""
@@ -144,7 +162,7 @@ class _Expansion:
         pte |= Pte.EXCLUSIVE if "x" in letters else 0
         if token.kind is not PageKind.FOLIO:
             return pte, 0, 0, 0, 0, 0, 0, 0
-        flags = sum(1 << KPF_OF_LETTER[each] for each in token.flags)
+        flags = _kpageflags(token.flags)
         known = 0, 0
         if token.folio is None:
             first, self.next_frame = self.next_frame, self.next_frame + count
@@ -172,6 +190,10 @@ class _Expansion:
 
 
 _FOLIO_COLUMNS = 8
+
+
+def _kpageflags(letters: str) -> int:
+    return sum(1 << KPF_OF_LETTER[each] for each in letters)
 
 
 def _entry_run(entry: PteToken) -> tuple[int, int]:

@@ -692,6 +692,8 @@ static void run(char *line)
 	}
 	if (!strcmp(op, "walk") && needs(&w, 4))
 		return send_data(walk_pages(number(&w, 1), number(&w, 2), number(&w, 3), &data), &data, op);
+	if (!strcmp(op, "cached"))
+		return send_data(cached_folios(&data), &data, op);
 	if (!strcmp(op, "words"))
 		return send_data(kernel_words(&w, &data), &data, op);
 	if (!strcmp(op, "insmod") && needs(&w, 2))

@@ -39,6 +39,7 @@ int receive_fd(int sock, pid_t *pid);
  * static buffers, which have_buffers() makes. */
 void have_buffers(void);
 ssize_t read_pages(pid_t pid, uint64_t address, uint64_t pages, void **data);
+ssize_t cached_folios(void **data);
 ssize_t walk_pages(uint64_t pgd, uint64_t address, uint64_t pages, void **data);
 ssize_t kernel_words(const struct words *addresses, void **data);
 

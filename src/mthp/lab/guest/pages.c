@@ -15,6 +15,8 @@
 #define PFN(entry) ((entry) & ((1ULL << 55) - 1))
 #define PRESENT_IN_PAGEMAP (1ULL << 63)
 
+#define ANON (1ULL << 12)
+#define CACHED (1ULL << 13)
 #define HEAD (1ULL << 15)
 #define TAIL (1ULL << 16)
 #define MAX_ORDER 9
@@ -202,6 +204,28 @@ static int find_pmd(uint64_t pgd, uint64_t address, uint64_t *pmd)
 		at = FRAME(*pmd);
 	}
 	return 0;
+}
+
+/* Every folio in the swap cache: folio as above, and its flags. */
+ssize_t cached_folios(void **data)
+{
+	struct frames known = { 0, 0, NULL };
+	uint64_t found = 0, flags[512], *out = (uint64_t *)page_words;
+	ssize_t got;
+
+	if (open_once(&flags_fd, "/proc/kpageflags") < 0)
+		return -errno;
+	for (uint64_t pfn = 0; (got = pread(flags_fd, flags, sizeof(flags), pfn * 8)) > 0; pfn += got / 8)
+		for (uint64_t i = 0; i < (uint64_t)got / 8; i++) {
+			if ((flags[i] & (CACHED | ANON)) != (CACHED | ANON) || flags[i] & TAIL)
+				continue;
+			if (found == MAX_PAGES)
+				return -E2BIG;
+			out[2 * found] = folio_of(&known, pfn + i);
+			out[2 * found++ + 1] = flags[i];
+		}
+	*data = page_words;
+	return found * 16;
 }
 
 ssize_t walk_pages(uint64_t pgd, uint64_t address, uint64_t pages, void **data)

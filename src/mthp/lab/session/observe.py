@@ -35,7 +35,7 @@ PM_PRESENT, PM_SWAP, PM_GUARD = 1 << 63, 1 << 62, 1 << 58
 PM_UFFD_WP, PM_EXCLUSIVE, PM_SOFT_DIRTY = 1 << 57, 1 << 56, 1 << 55
 SWAP_TYPE, SWAP_OFFSET_SHIFT, SWAP_OFFSET_MASK = 0x1F, 5, (1 << 50) - 1
 
-KPF_KSM, KPF_THP, KPF_ZERO_PAGE = 1 << 21, 1 << 22, 1 << 24
+KPF_MMAP, KPF_KSM, KPF_THP, KPF_ZERO_PAGE = (1 << bit for bit in (11, 21, 22, 24))
 _FLAG_LETTERS = tuple((letter, 1 << bit) for letter, bit in KPF_OF_LETTER.items())
 _MAPPING_LETTERS = (("x", PM_EXCLUSIVE), ("w", PM_UFFD_WP), ("s", PM_SOFT_DIRTY))
 
@@ -263,9 +263,14 @@ def _folio_text(columns: Sequence[int], word: int | None, names: FolioNames, sle
         return "-"
     if flags & KPF_ZERO_PAGE:
         return "Zh" if flags & KPF_THP else "Z"
-    letters = _letters(flags & names.trusted, _FLAG_LETTERS)
+    letters = flag_letters(flags & names.trusted)
     mapping = _letters(pagemap & _MAPPING_BITS, _MAPPING_LETTERS)
     return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
+
+
+def flag_letters(flags: int) -> str:
+    """The letters of a frame's kpageflags."""
+    return _letters(flags, _FLAG_LETTERS)
 
 
 @lru_cache(maxsize=8192)

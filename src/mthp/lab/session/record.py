@@ -55,6 +55,9 @@ def record(
     known = session.known_mms(observed, names)
     if known:
         document["mm_ids"] = {str(name): list(map(list, of)) for name, of in known.items()}
+    cached = session.swap_cache(states, names)
+    if cached:
+        document["swap_cache"] = cached
     group = _group(declared)
     if group:
         document["memcg"] = session.memcg_pages(group)

@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from errno import ETIMEDOUT
 from typing import Any
 
-from mthp.image.runs import PagesState
+from mthp.image.runs import PageKind, PagesState
 from mthp.image.scenario_values import (
     MTHP_STATS,
     RECORDED_EVENTS,
@@ -31,14 +32,16 @@ from mthp.lab.program.program import (
     Verb,
     size_folder,
 )
+from mthp.lab.session.guest_folios import GuestFolios
 from mthp.lab.session.memory_pressure import DRAIN, PATIENCE_MS, MemoryPressure, switch_file
-from mthp.lab.session.mm_ids import MmIds
 from mthp.lab.session.observe import (
+    KPF_MMAP,
     TRACING,
     FolioNames,
     NodeSpans,
     ObservedVma,
     events_of,
+    flag_letters,
     memory_of,
     pages_state,
     registered_pgds,
@@ -178,7 +181,7 @@ class GuestSession:
         self._bases: dict[str, int] = {}
         self._cut_short = False
         self._trusted = -1
-        self._mm_ids: MmIds | None = None
+        self._folios: GuestFolios | None = None
         spans = NodeSpans(channel.ask("r /proc/zoneinfo").decode())
         self._nodes = spans if spans.number > 1 else None
         self.swap = Swap.ZRAM
@@ -334,6 +337,8 @@ class GuestSession:
             else:
                 waiting += self._commands(op)
         self._channel.ask_all(waiting)
+        if not self.swap.synchronous:
+            self._written_out()
         return registered + self._registered()
 
     def _registered(self) -> list[int]:
@@ -508,9 +513,52 @@ class GuestSession:
         their places."""
         if not names.large:
             return {}
-        if self._mm_ids is None:
-            self._mm_ids = MmIds(self._channel)
-        return self._mm_ids.known(names.large, [vmas[0].mm for vmas in processes.values()])
+        return self._guest_folios.known(names.large, [vmas[0].mm for vmas in processes.values()])
+
+    @property
+    def _guest_folios(self) -> GuestFolios:
+        if self._folios is None:
+            self._folios = GuestFolios(self._channel)
+        return self._folios
+
+    def swap_cache(self, states: Iterable[PagesState], names: FolioNames) -> list[dict[str, Any]]:
+        """The folios in the swap cache that stand for a slot which a state names, as a scenario has them.
+
+        They stay there only where the swap device is not synchronous. What nobody maps has no name.
+        """
+        if self.swap.synchronous:
+            return []
+        slots = {
+            (token.swap_type, (token.swap_offset or 0) + page)
+            for state in states
+            for pages, token in state.folios
+            if token.kind is PageKind.SWAP and token.swap_type is not None
+            for page in range(pages)
+        }
+        data = self._channel.ask("cached")
+        found = [struct.unpack_from("<2Q", data, at) for at in range(0, len(data), 16)]
+        places = self._guest_folios.slots([folio >> 8 for folio, _ in found])
+        cached = []
+        for (folio, flags), (device, offset) in zip(found, places, strict=True):
+            pages = range(offset, offset + (1 << (folio & 0xFF)))
+            name = names.large.get(folio >> 8)
+            if slots.isdisjoint((device, page) for page in pages) or (
+                flags & KPF_MMAP and name is None
+            ):
+                continue
+            letters = flag_letters(flags & self._trusted)
+            of = {"type": device, "offset": offset, "order": folio & 0xFF, "flags": letters}
+            cached.append(of | ({} if name is None else {"folio": name}))
+        return cached
+
+    def _written_out(self) -> None:
+        """Wait until what is swapped out has been written."""
+        for _ in range(PATIENCE_MS // 10):
+            lines = self._channel.ask("r /proc/vmstat").decode().splitlines()
+            if "nr_writeback 0" in lines:
+                return
+            time.sleep(0.01)
+        raise CommandFailed("r /proc/vmstat", ETIMEDOUT, "pages are being written for ever")
 
     def settled(self, pids: Iterable[int]) -> tuple[Counters, list[dict[str, int]]]:
         """The counters and what processes have (memory_of()), once the LRU batches of every CPU are empty."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which mms a large folio knows, read from the memory of the guest's kernel.
+"""What only the memory of the guest's kernel tells of a folio: which mms a large one knows, and which slots
+one in the swap cache stands for.
 
-Kernel: include/linux/mm_types.h, struct folio, _mm_ids and _mm_id_mapcount.
+Kernel: include/linux/mm_types.h, struct folio.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from mthp.lab.vm.channel import Channel, CommandFailed
 _SHARED = 1 << 63
 _ID, _COUNT = (1 << 31) - 1, (1 << 32) - 1
 _WORDS_AT_ONCE = 60
+_SWP_TYPE_SHIFT = 58
+"""Kernel: include/linux/swapops.h."""
 _PROBE = "base"
 
 
-class MmIds:
-    """Where one kernel keeps them. Linux 6.15 and later do."""
+class GuestFolios:
+    """Where one kernel keeps it: Linux 6.15 and later."""
 
     def __init__(self, channel: Channel) -> None:
         """Look it up. LabError (5): it is another kernel."""
@@ -34,6 +37,7 @@ class MmIds:
             self._ids = btf.offset("folio", "_mm_ids")
             self._counts = btf.offset("folio", "_mm_id_mapcount")
             self._of_mm = btf.offset("mm_struct", "mm_id")
+            self._slot = btf.offset("folio", "swap")
             self._vmemmap = self._base()
         except (BtfError, CommandFailed) as error:
             raise LabError(HOST_LACKS, f"the guest's kernel has no mm ids: {error}") from None
@@ -65,6 +69,12 @@ class MmIds:
                 halves = ((ids >> by & _ID, counts >> by & _COUNT) for by in (0, 32))
                 found[name] = tuple(KnownMm(numbers.get(each), n + 1) for each, n in halves if each)
         return found
+
+    def slots(self, folios: Sequence[int]) -> list[tuple[int, int]]:
+        """The swap device and the offset in it, in pages, of the first page of each folio. folios: first
+        frames, of what is in the swap cache."""
+        words = self._words([self._vmemmap + frame * self._page + self._slot for frame in folios])
+        return [(word >> _SWP_TYPE_SHIFT, word & (1 << _SWP_TYPE_SHIFT) - 1) for word in words]
 
     def _words(self, addresses: Sequence[int]) -> list[int]:
         """The 64-bit words at these addresses of the kernel's."""
