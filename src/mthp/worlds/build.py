@@ -53,7 +53,6 @@ from mthp.words.profiles import Profile
 from mthp.words.settings import Settings
 from mthp.words.units import Folio, Pfn
 from mthp.worlds.arrays import (
-    ImageCached,
     ImageProcess,
     ImageVma,
     TableArrays,
@@ -66,15 +65,8 @@ from mthp.worlds.contents import note_contents
 from mthp.worlds.from_scenario import image_of_scenario
 from mthp.worlds.from_snapshot import image_of_snapshot
 from mthp.worlds.mm_ids import known_by_age, known_by_id
+from mthp.worlds.swap_cache import PG_OF_KPF, firsts_of_cached, unmapped_folio
 from mthp.worlds.unseen import LIKELY, Assumed
-
-PG_OF_KPF = {
-    Kpf.LOCKED: pg.PG_LOCKED, Kpf.REFERENCED: pg.PG_REFERENCED, Kpf.DIRTY: pg.PG_DIRTY,
-    Kpf.LRU: pg.PG_LRU, Kpf.ACTIVE: pg.PG_ACTIVE, Kpf.ANON: pg.PG_ANON,
-    Kpf.SWAPCACHE: pg.PG_SWAPCACHE, Kpf.SWAPBACKED: pg.PG_SWAPBACKED,
-    Kpf.UNEVICTABLE: pg.PG_UNEVICTABLE, Kpf.MLOCKED: pg.PG_MLOCKED, Kpf.KSM: pg.PG_KSM,
-}  # fmt: skip
-"""kpageflags bits and the flags they stand for."""
 
 _SPECIAL_LEAVES = {
     "hwpoison": Leaf.HWPOISON, "migration": Leaf.MIGRATION,
@@ -549,24 +541,18 @@ class _Builder:
         return unplaced_entry(swap_type, number)
 
     def finish_swap(self) -> None:
-        """Say who else names slots, and fill the swap cache.
-
-        A folio in the swap cache does not say which slots it stands for. Where another process
-        still names one at the same address, as after fork(), they are those; else they are some of
-        its own.
-        """
+        """Say who else names slots, and fill the swap cache."""
         swap = self.kernel.swap
         for entry, users in self.image.outside.items():
             swap.users[entry] += users
-        firsts: dict[Folio, int | None] = {}
-        for folio, index, address in self.cached:
-            named = self.shared_slots.get(address)
-            if named is not None:
-                firsts[folio] = named - index
-            else:
-                firsts.setdefault(folio, None)
+        firsts = firsts_of_cached(self.cached, self.shared_slots)
         for each in self.image.swap_cache:
-            firsts[self.cached_folio(each)] = each.entry
+            folio = (
+                unmapped_folio(self.kernel, each, self.named)
+                if each.pfn is None
+                else Folio(Pfn(self.heads[each.pfn]))
+            )
+            firsts[folio] = each.entry
         for folio, first in firsts.items():
             nr = self.mem.folio_nr_pages(folio)
             if first is None:
@@ -575,36 +561,6 @@ class _Builder:
                     # Another process names it: else it would not be in the swap cache any more.
                     swap.add_user(first)
             swap.add_to_cache(first, folio, nr)
-
-    def cached_folio(self, cached: ImageCached) -> Folio:
-        """The folio of a page that is mapped, else one that nobody maps: anonymous memory where an entry
-        names its slot, and as read."""
-        if cached.pfn is not None:
-            return Folio(Pfn(self.heads[cached.pfn]))
-        nr = 1 << cached.order
-        slots = range(cached.entry, cached.entry + nr)
-        page, (mm, address) = next(
-            (page, self.named[slot]) for page, slot in enumerate(slots) if slot in self.named
-        )
-        vma = mm.find_vma(address)
-        assert vma is not None
-        flags = pg.PG_UPTODATE
-        for kpf, flag in PG_OF_KPF.items():
-            flags |= flag if cached.kpageflags >> kpf & 1 else 0
-        mem, swap = self.mem, self.kernel.swap
-        folio = new_anon_folio(
-            mem,
-            cached.order,
-            flags=flags,
-            mapcount=0,
-            anon_vma=0 if vma.anon_vma is None else vma.anon_vma.number,
-            index=(address >> self.geometry.page_shift) - page,
-        )
-        mem.refcount.raw[folio] = nr
-        mem.memcg.raw[folio] = mm.memcg.number if mm.memcg is not None else 0
-        for page, slot in enumerate(slots, folio):
-            mem.content.raw[page] = swap.contents.get(slot, 0)
-        return folio
 
     # References
 

@@ -35,8 +35,9 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.swap_table import swp_offset, swp_type
 from mthp.mm.vm_flags import VM_SOFTDIRTY
-from mthp.worlds.build import PG_OF_KPF, mapped_frame
+from mthp.worlds.build import mapped_frame
 from mthp.worlds.from_scenario import PTE_LETTERS
+from mthp.worlds.swap_cache import PG_OF_KPF
 
 _NONE = FolioToken(PageKind.NONE)
 _NO_TABLE = PteToken(PteState.NO_TABLE)

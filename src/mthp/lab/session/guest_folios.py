@@ -8,13 +8,20 @@ Kernel: include/linux/mm_types.h, struct folio.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 from mthp.image.capture.btf import Btf, BtfError
 from mthp.image.capture.kernel import BTF
 from mthp.image.scenario_values import KnownMm
 from mthp.lab.errors import HOST_LACKS, LabError
-from mthp.lab.session.observe import TRACING, values_traced
+from mthp.lab.session.observe import (
+    KPF_MMAP,
+    TRACING,
+    FolioNames,
+    flag_letters,
+    values_traced,
+)
 from mthp.lab.vm.channel import Channel, CommandFailed
 
 _SHARED = 1 << 63
@@ -70,7 +77,24 @@ class GuestFolios:
                 found[name] = tuple(KnownMm(numbers.get(each), n + 1) for each, n in halves if each)
         return found
 
-    def slots(self, folios: Sequence[int]) -> list[tuple[int, int]]:
+    def in_swap_cache(self, slots: Set[tuple[int, int]], names: FolioNames) -> list[dict[str, Any]]:
+        """The folios in the swap cache that stand for one of these slots (device and offset), as a scenario
+        has them. What nobody maps has no name."""
+        data = self._channel.ask("cached")
+        found = list(struct.iter_unpack("<2Q", data))
+        places = self._slots([folio >> 8 for folio, _ in found])
+        cached = []
+        for (folio, flags), (device, offset) in zip(found, places, strict=True):
+            frame, order = folio >> 8, folio & 0xFF
+            own = {(device, page) for page in range(offset, offset + (1 << order))}
+            name = names.large.get(frame)
+            if own & slots and (name is not None or not flags & KPF_MMAP):
+                letters = flag_letters(flags & names.trusted)
+                of = {"type": device, "offset": offset, "order": order, "flags": letters}
+                cached.append(of | ({} if name is None else {"folio": name}))
+        return cached
+
+    def _slots(self, folios: Sequence[int]) -> list[tuple[int, int]]:
         """The swap device and the offset in it, in pages, of the first page of each folio. folios: first
         frames, of what is in the swap cache."""
         words = self._words([self._vmemmap + frame * self._page + self._slot for frame in folios])

@@ -8,7 +8,7 @@ arch/x86/include/asm/pgtable_types.h for those of a page-table entry.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntFlag
 from functools import lru_cache
@@ -266,6 +266,17 @@ def _folio_text(columns: Sequence[int], word: int | None, names: FolioNames, sle
     letters = flag_letters(flags & names.trusted)
     mapping = _letters(pagemap & _MAPPING_BITS, _MAPPING_LETTERS)
     return f"F{folio & 0xFF}.{letters}.{mapping}.m{count}{names.text(pagemap & _PFN, folio)}"
+
+
+def slots_of(states: Iterable[PagesState]) -> set[tuple[int, int]]:
+    """The slots that entries name: device, and offset in it in pages."""
+    return {
+        (token.swap_type, token.swap_offset + page)
+        for state in states
+        for pages, token in state.folios
+        if token.swap_type is not None and token.swap_offset is not None
+        for page in range(pages)
+    }
 
 
 def flag_letters(flags: int) -> str:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from errno import ETIMEDOUT
 from typing import Any
 
-from mthp.image.runs import PageKind, PagesState
+from mthp.image.runs import PagesState
 from mthp.image.scenario_values import (
     MTHP_STATS,
     RECORDED_EVENTS,
@@ -35,16 +35,15 @@ from mthp.lab.program.program import (
 from mthp.lab.session.guest_folios import GuestFolios
 from mthp.lab.session.memory_pressure import DRAIN, PATIENCE_MS, MemoryPressure, switch_file
 from mthp.lab.session.observe import (
-    KPF_MMAP,
     TRACING,
     FolioNames,
     NodeSpans,
     ObservedVma,
     events_of,
-    flag_letters,
     memory_of,
     pages_state,
     registered_pgds,
+    slots_of,
     trusted_flags,
     vmas_of,
 )
@@ -528,28 +527,7 @@ class GuestSession:
         """
         if self.swap.synchronous:
             return []
-        slots = {
-            (token.swap_type, (token.swap_offset or 0) + page)
-            for state in states
-            for pages, token in state.folios
-            if token.kind is PageKind.SWAP and token.swap_type is not None
-            for page in range(pages)
-        }
-        data = self._channel.ask("cached")
-        found = [struct.unpack_from("<2Q", data, at) for at in range(0, len(data), 16)]
-        places = self._guest_folios.slots([folio >> 8 for folio, _ in found])
-        cached = []
-        for (folio, flags), (device, offset) in zip(found, places, strict=True):
-            pages = range(offset, offset + (1 << (folio & 0xFF)))
-            name = names.large.get(folio >> 8)
-            if slots.isdisjoint((device, page) for page in pages) or (
-                flags & KPF_MMAP and name is None
-            ):
-                continue
-            letters = flag_letters(flags & self._trusted)
-            of = {"type": device, "offset": offset, "order": folio & 0xFF, "flags": letters}
-            cached.append(of | ({} if name is None else {"folio": name}))
-        return cached
+        return self._guest_folios.in_swap_cache(slots_of(states), names)
 
     def _written_out(self) -> None:
         """Wait until what is swapped out has been written."""
