@@ -27,6 +27,7 @@ from mthp.image.record.formats import (
     PageLayout,
     parse_event,
 )
+from mthp.image.record.looks import VERSION, Looks
 from mthp.image.record.ring import PADDING, TIME_EXTEND, TIME_STAMP, RingPages
 from tests.image.made import Made
 
@@ -182,10 +183,10 @@ META = {
 }  # fmt: skip
 
 
-def packed(decoder: Decoder, samples: list[Sample]) -> bytes:
+def packed(decoder: Decoder, samples: list[Sample], looks: Looks | None = None) -> bytes:
     """The file of what was decoded."""
     file = io.BytesIO()
-    write_recording(file, META, decoder, samples)
+    write_recording(file, META, decoder, samples, looks=looks)
     return file.getvalue()
 
 
@@ -208,6 +209,24 @@ def made_there() -> Made:
     made.arrays["start_page"] = np.array([*range(first, first + 6)], np.uint64)
     made.arrays["start_order"] = np.array([2, 2, 2, 0, 0, 128], np.uint8)
     made.arrays["start_folio"] = np.array([77, 77, 77, 0, 0, 0], np.uint64)
+    return made
+
+
+def made_looked() -> Made:
+    """The same of a program at which it was looked twice which pages are zero."""
+    made = made_recording()
+    made.meta["looks"] = {"version": VERSION, "seconds": 1.0}
+    first = HEAP >> 12
+    for name, (width, values) in {
+        "look_time": ("u8", [100, 200]),
+        "look_until": ("u8", [150, 220]),
+        "look_process": ("u4", [0, 1]),
+        "look_runs": ("u4", [2, 1]),
+        "run_page": ("u8", [first, first + 256, first + 256]),
+        "run_pages": ("u4", [1, 4, 2]),
+        "run_zero": ("u1", [0, 1, 1]),
+    }.items():
+        made.arrays[name] = np.array(values, width)
     return made
 
 

@@ -206,6 +206,82 @@ os.execv("/bin/true", ["true"])
     assert ends == len(recording.task_pid) == np.count_nonzero(recording.kind == EventKind.TASK) + 1
 
 
+CLEARS = """
+at = reserve(4 * TABLE)
+write(at, 0, 1000)
+ctypes.memset(at + 200 * PAGE, 0, 300 * PAGE)
+read(at, 1024, 50)
+print(at // PAGE, flush=True)
+time.sleep(1.2)
+write(at, 300, 20)
+time.sleep(0.6)
+"""
+
+
+def seen_of(recording: Recording, first: int, count: int) -> list[tuple[int, dict[int, bool]]]:
+    """(time, what was seen of these pages: page -> whether it was zero) of each look at one of them."""
+    found, at = [], 0
+    for time_of, runs in zip(
+        recording.look_time.tolist(), recording.look_runs.tolist(), strict=True
+    ):
+        seen = {}
+        for k in range(at, at + runs):
+            page, pages = int(recording.run_page[k]) - first, int(recording.run_pages[k])
+            zero = bool(recording.run_zero[k])
+            seen.update(dict.fromkeys(range(max(page, 0), min(page + pages, count)), zero))
+        at += runs
+        if seen:
+            found.append((time_of, seen))
+    return found
+
+
+def test_which_pages_are_zero_is_seen_and_nothing_else_of_them(tmp_path: Path) -> None:
+    words = (sys.executable, "-c", PRELUDE + CLEARS)
+    code, said, error = record(tmp_path / "a.npz", *words, options=("--zero", "0.2"))
+    assert code == 0 and "which pages are zero, at " in error, error
+    recording = load_recording(tmp_path / "a.npz")
+    looks = seen_of(recording, int(said), 2048)
+    assert len(looks) >= 2
+    last, before = {}, {}
+    for time_of, seen in looks:
+        last.update(seen)
+        if time_of < 800_000_000:
+            before.update(seen)
+    cleared = {*range(200, 500)}
+    assert {*last} == {*range(1000)}  # what is not there, or the zero page, is not looked at
+    assert {page for page, zero in last.items() if zero} == cleared - {*range(300, 320)}
+    assert {page for page, zero in before.items() if zero} == cleared
+    told = recording.meta["looks"]
+    assert told["seconds"] == 0.2 and told["count"] >= 2 and told["pages"] > 2000
+    assert 0 < told["spent"] < 5 and not told["full"]
+    assert b"\x5a" * 8 not in (tmp_path / "a.npz").read_bytes()
+
+
+THERE = """
+with open("/proc/self/pagemap", "rb") as file:
+    file.seek(at // PAGE * 8)
+    print(sum(word >> 63 for word in memoryview(file.read(8 * 2048)).cast("Q")), flush=True)
+"""
+
+
+def test_looks_bring_nothing_in(tmp_path: Path) -> None:
+    words = (sys.executable, "-c", PRELUDE + CLEARS + THERE)
+    code, said, error = record(tmp_path / "a.npz", *words, options=("--zero", "0.1"))
+    assert code == 0, error
+    first, there = map(int, said.split())
+    assert there == 1000 + 50  # what was written, and the zero page where it was only read
+    recording = load_recording(tmp_path / "a.npz")
+    assert recording.meta["looks"]["pages"] > 2000
+    here = {*range(first, first + 2048)}
+    assert pages_written(recording) & here == {*range(first, first + 1000)}
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.05", "-1", "1e3", "nan", "1h", ""])
+def test_times_between_looks_that_are_none_are_refused(seconds: str, tmp_path: Path) -> None:
+    code, _, error = record(tmp_path / "a.npz", "true", options=(f"--zero={seconds}",))
+    assert code == 2 and "is not a number of seconds from 0.1 to 86400" in error
+
+
 def test_lost_events_are_said_with_what_would_have_sufficed(tmp_path: Path) -> None:
     script = f"""{PRELUDE}
 os.kill(os.getppid(), signal.SIGSTOP)

@@ -21,7 +21,15 @@ from mthp.image.recording import (
     read_recording,
 )
 from tests.image.made import Made
-from tests.image.made_recording import CHILD, HEAP, PID, Ring, made_recording, made_there
+from tests.image.made_recording import (
+    CHILD,
+    HEAP,
+    PID,
+    Ring,
+    made_looked,
+    made_recording,
+    made_there,
+)
 
 
 def read(made: Made) -> Recording:
@@ -211,6 +219,76 @@ def test_who_was_not_there_had_nothing() -> None:
         read(made)
     del made.arrays["start_folio"]
     with pytest.raises(RecordingError, match="no member start_folio"):
+        read(made)
+
+
+def test_looks_are_read() -> None:
+    recording = read(made_looked())
+    assert recording.looks and recording.look_process.tolist() == [0, 1]
+    assert recording.run_pages.tolist() == [1, 4, 2] and recording.run_zero.tolist() == [0, 1, 1]
+    plain = read(made_recording())
+    assert not plain.looks and not len(plain.look_time)
+
+
+def _without(*names: str) -> Callable[[Made], None]:
+    def change(made: Made) -> None:
+        for name in names:
+            del made.arrays[name]
+
+    return change
+
+
+MEMBERS = (
+    *("look_time", "look_until", "look_process", "look_runs"),
+    *("run_page", "run_pages", "run_zero"),
+)
+
+
+def _early(made: Made) -> None:
+    made.arrays["look_process"][0] = 1
+    made.arrays["look_time"][0] = 89  # the child begins at 90
+
+
+NO_LOOKS: dict[str, tuple[Callable[[Made], None], str]] = {
+    "a process that is not there": (_set("look_process", 1, 2), "look_process: a value outside"),
+    "before the process": (_early, "look_time: before the process began"),
+    "without end": (_set("look_time", 1, 1 << 62), "look_time: before the process began, or"),
+    "times that run back": (_set("look_until", 0, 201), "look_until: before the look began, or"),
+    "an end before the beginning": (_set("look_until", 1, 199), "look_until: before the look"),
+    "an end without end": (_set("look_until", 1, 1 << 62), "look_until: before the look"),
+    "no runs": (_set("look_runs", 0, 0), "look_runs: a value outside"),
+    "other runs": (_set("look_runs", 0, 3), "look_runs: other runs of pages than there are"),
+    "very many runs": (_set("look_runs", 0, 2**32 - 1), "look_runs: a value outside"),
+    "a run of nothing": (_set("run_pages", 0, 0), "run_pages: a value outside"),
+    "neither zero nor not": (_set("run_zero", 0, 2), "run_zero: a value outside 0..1, in row 0"),
+    "an address": (_set("run_page", 2, 1 << 35), "run_page: an address that no process has"),
+    "an address that overflows": (_set("run_page", 2, 2**64 - 1), "an address that no process"),
+    "an end beyond all": (_set("run_page", 2, (1 << 35) - 1), "an address that no process has"),
+    "runs that run back": (_set("run_page", 1, 5), "run_page: not ascending runs of a look"),
+    "runs that overlap": (_set("run_pages", 0, 257), "run_page: not ascending runs of a look"),
+    "a column cut": (
+        lambda made: made.arrays.update(run_zero=made.arrays["run_zero"][:-1]),
+        "member run_zero has shape",
+    ),
+    "a column of another width": (
+        lambda made: made.arrays.update(run_pages=made.arrays["run_pages"].astype("u8")),
+        "member run_pages is uint64, not u4",
+    ),
+    "a column missing": (_without("run_zero"), "no member run_zero"),
+    "no columns": (_without(*MEMBERS), "no member look_time"),
+    "no word of them": (_meta("looks", None), "looks: missing, and there are members of such"),
+    "another version": (_meta("looks", {"version": 2}), "looks.version: 2 is not 1"),
+    "no version": (_meta("looks", {}), "looks.version: missing"),
+    "no object": (_meta("looks", 1), "looks: 1 is not an object"),
+}
+
+
+@pytest.mark.parametrize("name", NO_LOOKS)
+def test_looks_that_nobody_can_have_made_are_refused(name: str) -> None:
+    made = made_looked()
+    change, why = NO_LOOKS[name]
+    change(made)
+    with pytest.raises(RecordingError, match=why):
         read(made)
 
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from mthp.image.record.decode import Decoder
 from mthp.image.record.formats import EXIT, KERNEL_FAULT, NEW_TASK, PREPARE_EXEC, USER_FAULT
+from mthp.image.record.looks import Looks
 from mthp.image.recording import Recording, read_recording
 from mthp.life.recorded_replay import RecordedReplay
 from mthp.words.settings import Enabled, Settings, parse_enabled_flag
+from mthp.words.units import Geometry
 from tests.image.made_recording import PID, Ring, packed
 
 BASE = 0x7F00_0000_0000
@@ -28,6 +30,7 @@ class RecordedProgram:
         self._ring = Ring()
         self._ring.record(PREPARE_EXEC, PID, 0, PID)
         self._next = PID + 1
+        self.looks: Looks | None = None
 
     def wait(self, nanoseconds: int) -> None:
         """Let so much time pass before what comes next."""
@@ -67,6 +70,17 @@ class RecordedProgram:
         for each in range(page, page + count):
             self._ring.record(KERNEL_FAULT, PID + task, BASE + each * PAGE, 0x50, 0)
 
+    def look(self, page: int, count: int, *, zero: bool, task: int = 0) -> None:
+        """Somebody looks at pages, and sees that they are zero, or are not."""
+        seen = self.looks = self.looks or Looks(1.0, Geometry())
+        seen.time.append(self._ring.now)
+        seen.until.append(self._ring.now)
+        seen.pid.append(PID + task)
+        seen.runs.append(1)
+        seen.page.append((BASE >> 12) + page)
+        seen.pages.append(count)
+        seen.zero.append(zero)
+
     def fork(self, task: int = 0, flags: int = 0) -> int:
         child, self._next = self._next, self._next + 1
         self._ring.record(NEW_TASK, PID + task, child, 0, flags)
@@ -88,7 +102,7 @@ class RecordedProgram:
         decoder.decode([self._ring.read().records()])
         # Nothing of the program's own but what it maps: faults elsewhere are nowhere.
         decoder.rows.processes[0]["vmas"] = []
-        return packed(decoder, [])
+        return packed(decoder, [], self.looks)
 
     def recording(self) -> Recording:
         return read_recording(io.BytesIO(self.packed()), "made")

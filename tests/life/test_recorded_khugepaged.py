@@ -71,11 +71,21 @@ class Scanned(Both):
     def touch(self) -> None:
         """Touch pages of a range, most of them or a few."""
         task, (start, count) = self.source.choice(self.tasks), self.range()
+        if self.shrinks and self.source.random() < 0.3:
+            self.clear(task, start, count)
+            return
         write, step = self.source.random() < 0.8, self.source.choice((1, 1, 2, 5, 19))
         kind = ops.Touching.WRITE if write else ops.Touching.READ
         for page in range(start, start + count, step):
             if self._perform(ops.Touches(str(task), kind, page, 1)):
                 self.recorded.write(page, 1, task) if write else self.recorded.read(page, 1, task)
+
+    def clear(self, task: int, start: int, count: int) -> None:
+        """Fill pages with zeroes, at which somebody looks."""
+        for page in range(start, start + count, self.source.choice((1, 1, 2))):
+            if self._perform(ops.Touches(str(task), ops.Touching.ZERO, page, 1)):
+                self.recorded.write(page, 1, task)
+                self.recorded.look(page, 1, zero=True, task=task)
 
     def step(self) -> None:
         """Draw one operation and do it twice."""
@@ -144,7 +154,10 @@ class Scanned(Both):
         for each in replay.shrunk:
             ours.update(each.split)
         assert dict(ours) == theirs
-        assert sum(each.underused for each in replay.shrunk) == events["thp_underused_split_page"]
+        assert (
+            sum(each.given.underused for each in replay.shrunk)
+            == events["thp_underused_split_page"]
+        )
 
 
 def counts(kernel: Kernel) -> dict[object, int]:

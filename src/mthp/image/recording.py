@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from mthp.image.fields import Fields, short
 from mthp.image.members import Members
 from mthp.image.record import decode
-from mthp.image.record.columns import ARGS, COLUMNS, SCHEMA, START
+from mthp.image.record.columns import ARGS, COLUMNS, LOOKS, SCHEMA, START
+from mthp.image.record.looks import VERSION
 from mthp.image.recording_checks import (
     check_calls,
     check_events,
+    check_looks,
     check_samples,
     check_start,
     check_tasks,
@@ -112,6 +114,9 @@ class Recording:
     call_result. task_pid, task_process (where the task begins), task_flags (of clone). sample_process,
     sample_anon, sample_swap: what /proc said, in pages, between sample_time and sample_until. start_page,
     start_order (128: the zero page), start_folio: what the first process had, where it was there already.
+
+    look_time, look_until, look_process, look_runs: looks at which pages are zero, each with so many of the
+    runs of pages run_page, run_pages, run_zero: all of a run were zero, or none.
     """
 
     meta: Mapping[str, Any]
@@ -141,6 +146,13 @@ class Recording:
     start_page: NDArray[np.uint64]
     start_order: NDArray[np.uint8]
     start_folio: NDArray[np.uint64]
+    look_time: NDArray[np.uint64]
+    look_until: NDArray[np.uint64]
+    look_process: NDArray[np.uint32]
+    look_runs: NDArray[np.uint32]
+    run_page: NDArray[np.uint64]
+    run_pages: NDArray[np.uint32]
+    run_zero: NDArray[np.uint8]
 
     @property
     def was_there(self) -> bool:
@@ -157,6 +169,11 @@ class Recording:
         """From the first event to the last."""
         return float(self.time[-1]) / 1e9 if len(self.time) else 0.0
 
+    @property
+    def looks(self) -> bool:
+        """Whether it was looked, while it was recorded, which pages are zero."""
+        return self.meta.get("looks") is not None
+
 
 def load_recording(path: str | os.PathLike[str]) -> Recording:
     """The recording in a file; RecordingError with one line where it is not one."""
@@ -171,7 +188,7 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
 def read_recording(file: IO[bytes], where: str) -> Recording:
     """The recording in an open file, called `where` in what a RecordingError says."""
     try:
-        members = Members(file, ("meta", *COLUMNS, *START), "recording")
+        members = Members(file, ("meta", *COLUMNS, *START, *LOOKS), "recording")
         lengths = _lengths(members)
         fields = Fields(_read_meta(members))
         geometry, limit = _host(fields)
@@ -188,6 +205,11 @@ def read_recording(file: IO[bytes], where: str) -> Recording:
         was_there = there and processes[0].how is HowBegun.THERE
         spans = [(vma.start, vma.end) for vma in processes[0].vmas or ()] if was_there else []
         check_start(arrays, geometry, np.array(spans, np.uint64).reshape(-1, 2))
+        looked = _has_looks(fields, members)
+        for name, width in LOOKS.items():
+            arrays[name] = members.array(name) if looked else np.zeros(0, f"u{width}")
+        rows = np.minimum([process.began for process in processes], len(time) - 1)
+        check_looks(arrays, geometry, limit, time[rows] if len(time) else np.zeros(len(rows), int))
     except FileError as error:
         raise RecordingError(f"{where}: {error}") from None
     columns = {
@@ -207,7 +229,12 @@ def _lengths(members: Members) -> dict[str, int]:
     if "meta" not in members.found:
         raise FileError("not a recording (no member meta)")
     lengths: dict[str, int] = {}
-    there = START if any(name in members.found for name in START) else {}
+    there = {
+        name: width
+        for some in (START, LOOKS)
+        if any(name in members.found for name in some)
+        for name, width in some.items()
+    }
     for name, width in {**COLUMNS, **there}.items():
         if name not in members.found:
             raise FileError(f"not a recording (no member {name})")
@@ -222,6 +249,23 @@ def _lengths(members: Members) -> dict[str, int]:
         sum(member.size for member in members.found.values()) + lengths["event"] * BYTES_OF_AN_EVENT
     )
     return lengths
+
+
+def _has_looks(fields: Fields, members: Members) -> bool:
+    """Whether it was looked which pages are zero. FileError: the document and the members do not agree, or
+    they are of another version."""
+    there = any(name in members.found for name in LOOKS)
+    if fields.is_null("looks"):
+        if there:
+            raise FileError("looks: missing, and there are members of such")
+        return False
+    if not there:
+        raise FileError("not a recording (no member look_time)")
+    looks = Fields(fields.take("looks", dict), "looks.")
+    version = looks.number("version", 1, 2**31)
+    if version != VERSION:
+        raise FileError(f"looks.version: {version} is not {VERSION}")
+    return True
 
 
 def _read_meta(members: Members) -> dict[str, Any]:

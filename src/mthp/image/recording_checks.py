@@ -24,6 +24,7 @@ from mthp.image.record.decode import (
     RETURN,
     TASK,
 )
+from mthp.image.record.looks import MOST_RUNS
 from mthp.image.snapshot_checks import MOST_PID
 from mthp.words.files import FileError
 from mthp.words.units import Geometry
@@ -126,6 +127,30 @@ def check_samples(arrays: Arrays, processes: int) -> None:
         raise FileError("member sample_until: before the sample began, or without end")
     for name in ("sample_anon", "sample_swap"):
         _within(name, arrays[name], 0, 2**52)
+
+
+def check_looks(arrays: Arrays, geometry: Geometry, limit: int, began: NDArray[np.int64]) -> None:
+    """Check that looks are of processes that had begun, one after the other, and that each has its runs of
+    pages, ascending. began: when each process did."""
+    time, until, process = (arrays[f"look_{name}"] for name in ("time", "until", "process"))
+    _within("look_process", process, 0, len(began) - 1)
+    if np.any(time >= LONGEST) or np.any(time.astype(np.int64) < began[process.astype(np.int64)]):
+        raise FileError("member look_time: before the process began, or without end")
+    if np.any(until < time) or np.any(until >= LONGEST) or np.any(time[1:] < until[:-1]):
+        raise FileError("member look_until: before the look began, or after the next one did")
+    page, pages, runs = arrays["run_page"], arrays["run_pages"], arrays["look_runs"]
+    _within("look_runs", runs, 1, MOST_RUNS)
+    if int(runs.sum(dtype=np.uint64)) != len(page):
+        raise FileError("member look_runs: other runs of pages than there are")
+    _within("run_pages", pages, 1, 2**32 - 1)
+    _within("run_zero", arrays["run_zero"], 0, 1)
+    top = np.uint64(limit >> geometry.page_shift)
+    if np.any(page >= top) or np.any(page + pages.astype(np.uint64) > top):
+        raise FileError("member run_page: an address that no process has")
+    of = np.repeat(np.arange(len(runs)), runs.astype(np.int64))
+    ends = page[:-1] + pages[:-1].astype(np.uint64)
+    if np.any((of[1:] == of[:-1]) & (page[1:] < ends)):
+        raise FileError("member run_page: not ascending runs of a look")
 
 
 def check_start(arrays: Arrays, geometry: Geometry, spans: NDArray[np.uint64]) -> None:

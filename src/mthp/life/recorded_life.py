@@ -200,10 +200,15 @@ def _unseen(recording: Recording, given: LifeOutcome) -> Iterator[str]:
                 f"what forked children only read: {given.khugepaged.lacking:,} windows were refused since no "
                 "fault shows that they were used (--assume-young all)"
             )
-    if given.shrunk:
+    if given.shrunk and recording.looks:
+        yield (
+            "what was stored, or zeroed, between the last look at a page and the moment of pressure, unless "
+            "a fault shows it"
+        )
+    elif given.shrunk:
         yield (
             "pages that were written with zeroes, or to zero again: of underused huge pages only those never "
-            "written to count as zero"
+            "written to count as zero (mthp record --zero looks)"
         )
     yield "memory is never short: nothing is reclaimed, swapped or refused"
     if recording.was_there and not recording.huge_pages_off:

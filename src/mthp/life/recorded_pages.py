@@ -2,12 +2,14 @@
 """Pages and folios of many address spaces as arrays: what a replay of millions of events is made of.
 
 A table is a row: of each page the folio that it maps, or that it maps nothing, the zero page, or a guard;
-whether a store to it faults; and whether the program ever wrote to it. The clear twin is mm/.
+whether a store to it faults; whether the program ever wrote to it; and whether it was zero when somebody
+looked. The clear twin is mm/.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +36,19 @@ class Work:
 
 class PageStore:
     """The rows of all tables, and all folios. rss: pages mapped, of all spaces. frames: pages that folios
-    take. huge: order -> folios that are there."""
+    take. huge: order -> folios that are there. looks: whether anybody looks which pages are zero."""
 
-    def __init__(self, pmd_order: int) -> None:
+    def __init__(self, pmd_order: int, *, looks: bool = False) -> None:
         self.ptrs = 1 << pmd_order
         self.pmd_order = pmd_order
         self.folio: NDArray[np.int32] = np.zeros((64, self.ptrs), np.int32)
         self.guarded: NDArray[np.uint8] = np.zeros((64, self.ptrs), np.uint8)
         """0, or GUARDED, or GUARDED and OLD."""
         self.written: NDArray[np.bool_] = np.zeros((64, self.ptrs), np.bool_)
+        self.seen: NDArray[np.int32] = np.zeros((64 if looks else 0, self.ptrs), np.int32)
+        """The last look at each page since it was stored to by a fault: its number from 1 up if the page was
+        zero, less than 0 if not; 0 if there was none."""
+        self.looks = looks
         self.how: NDArray[np.uint8] = np.zeros(64, np.uint8)
         self._free: list[int] = list(range(63, -1, -1))
         self.order: NDArray[np.int8] = np.zeros(1024, np.int8)
@@ -71,6 +77,7 @@ class PageStore:
             self.folio = np.concatenate([self.folio, np.zeros_like(self.folio)])
             self.guarded = np.concatenate([self.guarded, np.zeros_like(self.guarded)])
             self.written = np.concatenate([self.written, np.zeros_like(self.written)])
+            self.seen = np.concatenate([self.seen, np.zeros_like(self.seen)])
             self.how = np.concatenate([self.how, np.zeros_like(self.how)])
         return self._free.pop()
 
@@ -129,8 +136,30 @@ class PageStore:
             first = self.new_folios(len(names), order)
             self.folio[rows[chosen], at[chosen]] = (first + which).astype(np.int32)
             self.mapped[first : first + len(names)] = counts
-        self.written[rows, at] = True
+        self.store(rows, at)
         self.rss += len(rows)
+
+    def store(self, rows: NDArray[np.int64] | int, at: NDArray[np.int64] | int) -> None:
+        """Pages of tables are stored to: what was seen of them before says nothing any more."""
+        self.written[rows, at] = True
+        if self.looks:
+            self.seen[rows, at] = 0
+
+    def filled(self, row: int, at: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which pages of a table hold something, as far as it is known: by the last look, or where there was
+        none, if the program ever wrote to them."""
+        found: NDArray[np.bool_] = self.written[row, at]
+        if self.looks:
+            seen = self.seen[row, at]
+            found = np.where(seen == 0, found, seen < 0)
+        return found
+
+    def forget(self, rows: NDArray[np.int64] | int, at: NDArray[np.int64]) -> None:
+        """The zero page stands for pages: they are as if nobody had ever written to them."""
+        self.folio[rows, at] = ZERO
+        self.written[rows, at] = False
+        if self.looks:
+            self.seen[rows, at] = 0
 
     # What faults do
 
@@ -201,6 +230,8 @@ class PageStore:
         part[(part != GUARD) if keep_guards else slice(None)] = NONE
         self.guarded[row, start:end] = 0
         self.written[row, start:end] = False
+        if self.looks:
+            self.seen[row, start:end] = 0
         if whole:
             self.how[row] = BY_PTES
         return whole and not np.any(part)
@@ -212,6 +243,8 @@ class PageStore:
         there = part > 0
         self.folio[target, start:end] = part
         self.written[target, start:end] = self.written[row, start:end]
+        if self.looks:
+            self.seen[target, start:end] = self.seen[row, start:end]
         self.guarded[row, start:end] |= there
         self.guarded[target, start:end] = there * (GUARDED | OLD)
         self.forked = True
@@ -238,24 +271,25 @@ class PageStore:
         within = {to + i: (int(part[i]), self.within(row, at + i)) for i in large}
         self.scattered.update(folio for folio, _ in within.values())
         self.moved.update({(target, place): found for place, found in within.items()})
-        for state in (self.folio, self.guarded, self.written):
+        states: list[NDArray[Any]] = [self.folio, self.guarded, self.written]
+        for state in (*states, *[self.seen] * self.looks):
             state[target, to : to + count] = state[row, at : at + count]
             state[row, at : at + count] = 0
 
     def split_folio(self, folio: int, row: int, start: int, end: int) -> None:
-        """Make small folios of a large one that lies in a range of a table, as far as it is mapped; pages
-        that the program never wrote to are zero, and the zero page takes their place. Kernel:
+        """Make small folios of a large one that lies in a range of a table, as far as it is mapped; the zero
+        page takes the place of pages that are zero. Kernel:
         mm/huge_memory.c, __folio_split(); mm/migrate.c, try_to_map_unused_to_zeropage()."""
         self.split_pmd(row) if self.how[row] == BY_PMD else None
         places = start + np.flatnonzero(self.folio[row, start:end] == folio)
-        written = self.written[row, places]
+        filled = self.filled(row, places)
         self.unmap(self.folio[row, places])
-        kept = places[written]
+        kept = places[filled]
         first = self.new_folios(len(kept), 0, faulted=bool(self.faulted[folio]))
         self.folio[row, kept] = np.arange(first, first + len(kept), dtype=np.int32)
         self.mapped[first : first + len(kept)] = 1
         self.rss += len(kept)
-        self.folio[row, places[~written]] = ZERO
+        self.forget(row, places[~filled])
 
     def collapse(self, row: int, start: int, order: int) -> int:
         """Have one new folio map an aligned range of a table; how many of its pages were there. Kernel:

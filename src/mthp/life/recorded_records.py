@@ -90,16 +90,38 @@ class KhugepagedWork:
 
 
 @dataclass(frozen=True)
-class Shrunk:
-    """What shrinkers gave when they were asked. split: order -> large folios that were split, of which
-    `underused` were whole; the others were partly mapped. unmapped: pages that the zero page stands for now;
-    freed: frames."""
+class GivenBack:
+    """What shrinkers give. underused: huge pages that are split though they are whole. unmapped: pages that
+    the zero page stands for; freed: frames."""
 
-    time: int
-    split: dict[int, int]
     underused: int
     unmapped: int
     freed: int
+
+
+@dataclass(frozen=True)
+class SeenZero:
+    """What was known of contents when shrinkers were asked, of the pages that they would look at and that the
+    program had written to. looked: how many somebody had looked at since, `newest` to `oldest` nanoseconds
+    before; zero: how many of these were zero. blind: what the answer would be if nobody had looked."""
+
+    written: int
+    looked: int
+    zero: int
+    newest: int
+    oldest: int
+    blind: GivenBack
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What shrinkers gave when they were asked. split: order -> large folios that were split; those that are
+    not underused were partly mapped. seen: None where it was not looked which pages are zero."""
+
+    time: int
+    split: dict[int, int]
+    given: GivenBack
+    seen: SeenZero | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,12 +82,15 @@ class RecordedReplay:
     ) -> None:
         self._recording = recording
         self._settings = settings
-        self.pages = PageStore(recording.geometry.pmd_order)
+        self.pages = PageStore(recording.geometry.pmd_order, looks=recording.looks)
         self.khugepaged = meanwhile.khugepaged(self.pages, settings)
         self.shrunk: list[Shrunk] = []
         self._profile = meanwhile.profile
         self._pressure = deque(sorted(meanwhile.pressure))
         self._in_use: set[int] = set()
+        self._look_times = recording.look_time.astype(np.int64)
+        self._runs = np.concatenate([[0], np.cumsum(recording.look_runs, dtype=np.int64)]).tolist()
+        self._looks = 0
         limit = 1 << (56 - recording.geometry.page_shift)
         self.calls = Calls(recording.geometry.page_shift, limit)
         self.spaces: dict[int, RecordedSpace] = {}
@@ -180,8 +183,9 @@ class RecordedReplay:
 
     @property
     def beside(self) -> int:
-        """How much has happened beside the program: khugepaged's wakeups, and calls of shrinkers."""
-        return len(self.shrunk) + (self.khugepaged.wakeups if self.khugepaged is not None else 0)
+        """How much has happened beside the program: khugepaged's wakeups, calls of shrinkers, and looks."""
+        wakeups = self.khugepaged.wakeups if self.khugepaged is not None else 0
+        return len(self.shrunk) + self._looks + wakeups
 
     def _meanwhile(self, event: int, most: int) -> int:
         """Let happen what comes before an event; before which one the next comes."""
@@ -191,10 +195,16 @@ class RecordedReplay:
         while self.beside < most:
             asked = self._pressure[0] if self._pressure else sys.maxsize
             due = daemon.due if daemon is not None and daemon.due is not None else sys.maxsize
-            now = min(asked, due)
+            look = sys.maxsize
+            if self._looks < len(self._look_times):
+                look = int(self._look_times[self._looks])
+            now = min(asked, due, look)
             at = int(np.searchsorted(times, now, side="right"))
             if at > event or at == len(times):
                 return at
+            if now == look:
+                self._look()
+                continue
             if daemon is not None and due <= asked:
                 daemon.wake_up(now)
                 if event < len(times):
@@ -207,10 +217,22 @@ class RecordedReplay:
             self._note(now, event)
         return len(times) + 1
 
+    def _look(self) -> None:
+        """Note the next look at which pages are zero."""
+        recording, look = self._recording, self._looks
+        self._looks += 1
+        space = self.spaces.get(int(recording.look_process[look]))
+        if space is not None:
+            runs = slice(self._runs[look], self._runs[look + 1])
+            first = recording.run_page[runs].astype(np.int64)
+            end = first + recording.run_pages[runs].astype(np.int64)
+            space.see(look + 1, first, end, recording.run_zero[runs] > 0)
+
     def _shrink(self, now: int) -> None:
         """Ask shrinkers for all that they can give."""
         spaces, settings = self.spaces.values(), self._settings
-        given = shrink(self.pages, spaces, settings, self._profile, self._in_use, now)
+        seen = self._look_times
+        given = shrink(self.pages, spaces, settings, self._profile, self._in_use, now, seen)
         self.shrunk.append(given)
 
     def moment(self, time: int) -> MemoryMoment:
@@ -350,7 +372,7 @@ class RecordedReplay:
         there |= (state == GUARD) | ((state == ZERO) & ~write)
         there &= known
         stored = there & write & (state > 0)
-        pages.written[rows[stored], low[stored]] = True
+        pages.store(rows[stored], low[stored])
         if pages.forked:
             for row in np.unique(rows[there & (state > 0)]).tolist():
                 pages.use(row, low[there & (rows == row)])
@@ -422,7 +444,7 @@ class RecordedReplay:
         _, first = np.unique(at[stores], return_index=True)
         stores = stores[np.sort(first)]
         pages.bring_small(rows[stores], low[stores])
-        pages.written[rows[stores], low[stores]] = True
+        pages.store(rows[stores], low[stores])
         space.anon += len(stores)
         pages.work.faults += len(stores) + len(loads)
         np.add.at(self.site_faults, sites[stores], 1)

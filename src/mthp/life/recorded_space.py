@@ -91,6 +91,8 @@ class Registers(Protocol):
 
 
 PROT, PROT_WRITE = 7, 2
+TABLES_SEEN = 256
+"""Tables that are looked at together."""
 _ANON = count(1)
 MERGED = frozenset({Backing.ANON})
 """What becomes one mapping with its neighbours: of others nothing depends on it."""
@@ -378,7 +380,7 @@ class RecordedSpace:
         state = int(pages.folio[row, at]) if row >= 0 else NONE
         if state > 0 and not (write and pages.guarded[row, at]):
             if write:
-                pages.written[row, at] = True
+                pages.store(row, at)
             pages.use(row, at)
             return False
         if state == GUARD or (state == ZERO and not write):
@@ -396,7 +398,7 @@ class RecordedSpace:
             self._read(span, page, row)
         self.anon += pages.rss - before
         if write:
-            pages.written[self.tables[table], at] = True
+            pages.store(self.tables[table], at)
         return True
 
     def _read(self, span: Span, page: int, row: int) -> None:
@@ -488,8 +490,27 @@ class RecordedSpace:
         for each in range(page, stack.end):
             row, at = self.row(each >> self._bits), each & (self.pages.ptrs - 1)
             self.pages.bring(row, at, 0)
-            self.pages.written[row, at] = True
+            self.pages.store(row, at)
             self.anon += 1
+
+    def see(
+        self,
+        look: int,
+        first: NDArray[np.int64],
+        end: NDArray[np.int64],
+        zero: NDArray[np.bool_],
+    ) -> None:
+        """Note what a look says of the pages that are there. look: its number, from 1 up. first, end, zero:
+        of each run of pages that it saw, ascending."""
+        pages = self.pages
+        tables = np.array(self._tables(int(first[0]), int(end[-1])), np.int64)
+        for some in np.array_split(tables, 1 + len(tables) // TABLES_SEEN):
+            rows = np.array([self.tables[table] for table in some.tolist()], np.int64)
+            at = (some[:, None] << self._bits) + np.arange(pages.ptrs)
+            run = np.searchsorted(first, at, side="right") - 1
+            place, low = np.nonzero((run >= 0) & (at < end[run]) & (pages.folio[rows] > 0))
+            said = np.where(zero[run[place, low]], look, -look)
+            pages.seen[rows[place], low] = said
 
     # Fork and move
 

@@ -9,12 +9,15 @@ from typing import Any
 from rich.console import Console
 
 from mthp.life.recorded_records import (
+    GivenBack,
     HeldAgainst,
     KhugepagedWork,
     LifeOutcome,
     LifeSweep,
     Lived,
     MemoryMoment,
+    SeenZero,
+    Shrunk,
 )
 from mthp.report.page import SafeConsole
 from mthp.report.phrases import order_name, percent, plural, short_time
@@ -110,16 +113,46 @@ def shrunk_texts(lived: Lived) -> Iterator[str]:
         when = f"{short_time(each.time)} after the beginning"
         if not each.split:
             yield f"Nothing, {when}: no folio is partly mapped, and no huge page underused."
+            yield from _seen_texts(lived, each)
             continue
         sizes = ", ".join(
             f"{count:,} of {order_name(lived.geometry, order)}"
             for order, count in each.split.items()
         )
-        text = f"{_bytes(lived, each.freed)}, {when}, of folios that are split: {sizes}."
-        if each.underused:
-            text += f" {plural(each.underused, 'of them was', 'of them were')} underused"
-            text += f", and the zero page stands for {_bytes(lived, each.unmapped)} now."
+        given = each.given
+        text = f"{_bytes(lived, given.freed)}, {when}, of folios that are split: {sizes}."
+        if given.underused:
+            text += f" {plural(given.underused, 'of them was', 'of them were')} underused"
+            text += f", and the zero page stands for {_bytes(lived, given.unmapped)} now."
         yield text
+        yield from _seen_texts(lived, each)
+
+
+def _seen_texts(lived: Lived, shrunk: Shrunk) -> Iterator[str]:
+    """What of that rests on looks at which pages are zero, and how old these were."""
+    seen = shrunk.seen
+    if seen is None or not seen.written:
+        return
+    written = plural(seen.written, "page")
+    if not seen.looked:
+        yield f"None of the {written} written to there had been looked at: none counts as zero."
+        return
+    ages = short_time(seen.newest)
+    if short_time(seen.oldest) != ages:
+        ages = f"{ages} to {short_time(seen.oldest)}"
+    blind = seen.blind
+    text = (
+        f"Of the {written} written to there, {seen.looked:,} had been looked at, {ages} before: "
+        f"{seen.zero:,} were zero."
+    )
+    other = (
+        f"it would be {_bytes(lived, blind.freed)}, of {plural(blind.underused, 'underused one')}"
+    )
+    if blind == shrunk.given:
+        other = "the answer would be the same"
+    elif not blind.freed:
+        other = "nothing would come back"
+    yield f"{text} Not knowing that, {other}."
 
 
 def khugepaged_title(lived: Lived) -> str:
@@ -340,9 +373,8 @@ def _outcome_values(shift: int, outcome: LifeOutcome) -> dict[str, Any]:
             {
                 "time": each.time,
                 "split": {str(order): count for order, count in each.split.items()},
-                "underused": each.underused,
-                "unmapped_bytes": each.unmapped << shift,
-                "freed_bytes": each.freed << shift,
+                **_given_values(shift, each.given),
+                "seen": _seen_values(shift, each.seen),
             }
             for each in outcome.shrunk
         ],
@@ -367,6 +399,29 @@ def _outcome_values(shift: int, outcome: LifeOutcome) -> dict[str, Any]:
             "frames": (curve.frames << shift).tolist(),
             "large": (curve.huge << shift).tolist(),
         },
+    }
+
+
+def _given_values(shift: int, given: GivenBack) -> dict[str, int]:
+    """What shrinkers give."""
+    return {
+        "underused": given.underused,
+        "unmapped_bytes": given.unmapped << shift,
+        "freed_bytes": given.freed << shift,
+    }
+
+
+def _seen_values(shift: int, seen: SeenZero | None) -> dict[str, Any] | None:
+    """What was known of contents; None where nobody looked."""
+    if seen is None:
+        return None
+    return {
+        "written_pages": seen.written,
+        "looked_at_pages": seen.looked,
+        "zero_pages": seen.zero,
+        "newest_ns": seen.newest,
+        "oldest_ns": seen.oldest,
+        "blind": _given_values(shift, seen.blind),
     }
 
 

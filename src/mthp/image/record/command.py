@@ -19,6 +19,7 @@ from mthp.image.record.child import Child, Signals, runnable
 from mthp.image.record.columns import Sample, write_recording
 from mthp.image.record.decode import Decoder, EventRows
 from mthp.image.record.formats import Event, events_of
+from mthp.image.record.looks import Looks
 from mthp.image.record.options import add_arguments
 from mthp.image.record.programs import Programs
 from mthp.image.record.ring import RingPages
@@ -42,10 +43,13 @@ class Traced(NamedTuple):
     lost: Lost
 
 
-def trace(tracer: Tracer, subject: Child | Attached, folder: str) -> Traced:
-    """Keep what it does to its end. CaptureError: it cannot be started, or read."""
+def trace(tracer: Tracer, subject: Child | Attached, folder: str, looks: Looks | None) -> Traced:
+    """Keep what it does to its end. looks: at which pages are zero. CaptureError: it cannot be started, or
+    read."""
     samples: list[Sample] = []
     programs = Programs()
+    pids: list[int] = []
+    due = 0.0
     tracer.follow(subject.tasks())
     with tracer.opened(folder) as waiting, Signals(subject.tell) as signals:
         waiting.register(signals.woken)
@@ -53,12 +57,20 @@ def trace(tracer: Tracer, subject: Child | Attached, folder: str) -> Traced:
         began = time.monotonic()
         subject.begin()
         while not subject.ended() and not signals.enough:
-            ready = [held for held, _ in waiting.poll(SAMPLE_SECONDS * 1000)]
+            until = due if looks is None else min(due, looks.due)
+            ready = [held for held, _ in waiting.poll(max(0.0, until - time.monotonic()) * 1000)]
             signals.heed()
             tracer.drain(ready)
-            now = [*samples_of(tracer.followed())]
-            samples += now
-            programs.look(each.pid for each in now)
+            if time.monotonic() >= due:
+                due = time.monotonic() + SAMPLE_SECONDS
+                now = [*samples_of(tracer.followed())]
+                samples += now
+                pids = [each.pid for each in now]
+                programs.look(pids)
+            if looks is not None:
+                looks.go_on(pids)
+        if looks is not None:
+            looks.once_more(pids, tracer.drain)
         took = time.monotonic() - began
         tracer.switch(False)
         left = sum(state(task) not in "ZX?" for task in tracer.followed())
@@ -90,12 +102,13 @@ def record(args: argparse.Namespace) -> list[str]:
     check_target(args.output)
     events = events_of(root)
     kib = args.buffer or default_buffer()
+    looks = Looks(args.zero, geometry) if args.zero else None
     with instance(root) as own:
         tracer = Tracer(own, root, events, kib)
         subject = Child(path, args.command) if path else Attached(args.pid, args.span)
         command = subject.command() if isinstance(subject, Attached) else args.command
         folder = os.path.dirname(os.path.abspath(args.output))
-        traced = trace(tracer, subject, folder)
+        traced = trace(tracer, subject, folder, looks)
     decoder, missed = decoded(tracer, events, geometry.page_shift, subject)
     lost = max(traced.lost.events, missed)
     if decoder.rows.processes:
@@ -120,7 +133,7 @@ def record(args: argparse.Namespace) -> list[str]:
     }
     start = subject if isinstance(subject, Attached) else None
     with replacing(args.output, 0o600) as file:
-        write_recording(file, meta, decoder, traced.samples, start)
+        write_recording(file, meta, decoder, traced.samples, start, looks)
         size = file.tell()
     if lost:
         raise CaptureError(
@@ -128,7 +141,10 @@ def record(args: argparse.Namespace) -> list[str]:
             f"--buffer {traced.lost.enough} would have sufficed",
             FAILED,
         )
-    return [f"{args.output}: {summary(decoder.rows, size, traced)}", *remarks(subject, traced)]
+    return [
+        f"{args.output}: {summary(decoder.rows, size, traced)}",
+        *remarks(subject, traced, looks),
+    ]
 
 
 def summary(rows: EventRows, size: int, traced: Traced) -> str:
@@ -139,9 +155,15 @@ def summary(rows: EventRows, size: int, traced: Traced) -> str:
     )
 
 
-def remarks(child: Child | Attached, traced: Traced) -> list[str]:
+def remarks(child: Child | Attached, traced: Traced, looks: Looks | None) -> list[str]:
     """Say what one may not expect."""
     said = []
+    if looks is not None:
+        said.append(
+            f"looked {looks.count} time(s) which pages are zero, at {looks.read} pages, in "
+            f"{looks.spent:.2f} s of CPU time"
+            + ("; no more after that: what was seen would not fit" if looks.full else "")
+        )
     if isinstance(child, Attached):
         large = sum(1 for order in child.order if 0 < order < ZERO_PAGE)
         if not child.huge_pages_off:

@@ -114,11 +114,12 @@ class Decoder:
         """Note a task that is there when the recording begins."""
         self._join(pid, self.rows.new_task(pid, process, 0), process)
 
-    def process_at(self, pid: int, time: int) -> dict[str, Any] | None:
-        """The process that had this number at a time, in nanoseconds; None: no recorded one had."""
+    def index_at(self, pid: int, time: int) -> int | None:
+        """The index of the process that had this number at a time, in nanoseconds; None: no recorded one
+        had."""
         spans = self.spans.get(pid, [])
         at = bisect_right(spans, (time, 1 << 62)) - 1
-        return self.rows.processes[spans[at][1]] if at >= 0 and self.began <= time else None
+        return spans[at][1] if at >= 0 and self.began <= time else None
 
     def decode(self, cpus: Iterable[Iterator[Record]]) -> None:
         """Take the records of all CPUs."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from mthp.image.capture.options import pid_of
 from mthp.image.capture.series import duration
@@ -11,6 +12,8 @@ from mthp.words.units import parse_whole
 
 SMALLEST_BUFFER, LARGEST_BUFFER = 64, 4 << 20
 """KiB of each CPU's buffer."""
+SHORTEST_LOOKS, LONGEST_LOOKS = 0.1, 86400
+"""Seconds from one look at which pages are zero to the next."""
 
 
 def buffer_of(value: str) -> int:
@@ -25,6 +28,18 @@ def buffer_of(value: str) -> int:
         )
         raise argparse.ArgumentTypeError(message)
     return kib
+
+
+def seconds_of(value: str) -> float:
+    """Read --zero, for argparse."""
+    match = re.fullmatch(r"[0-9]{1,6}(?:\.[0-9]{1,6})?", value)
+    seconds = float(value) if match else 0.0
+    if not SHORTEST_LOOKS <= seconds <= LONGEST_LOOKS:
+        message = (
+            f"{value[:40]!r} is not a number of seconds from {SHORTEST_LOOKS} to {LONGEST_LOOKS}"
+        )
+        raise argparse.ArgumentTypeError(message)
+    return seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--for", type=duration, dest="span", metavar="TIME", help="of --pid: so long (60, 5m, 1h)"
+    )
+    parser.add_argument(
+        "--zero",
+        type=seconds_of,
+        metavar="SECONDS",
+        help="look so often which pages hold nothing but zeroes (their contents are not kept)",
     )
     parser.add_argument("--quiet", action="store_true", help="errors only")
     parser.add_argument(

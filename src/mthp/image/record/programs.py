@@ -56,7 +56,8 @@ class Programs:
     def tell(self, decoder: Decoder) -> None:
         """Note the mappings with the processes that are recorded, where there are none."""
         for each in self._begun:
-            process = decoder.process_at(each.pid, each.time)
+            index = decoder.index_at(each.pid, each.time)
+            process = decoder.rows.processes[index] if index is not None else None
             if process is not None and process["how"] == "exec" and process["vmas"] is None:
                 process.update(vmas=each.vmas, arguments=each.arguments)
 
