@@ -34,7 +34,7 @@ from mthp.mm.pgtable import (
     pgtable_trans_huge_deposit,
     pmd_lock,
     pmdp_get_lockless,
-    pte_free_tlb,
+    pte_free_defer,
     pte_offset_map,
     pte_offset_map_lock,
     set_ptes,
@@ -252,7 +252,7 @@ def map_by_pmd(window: Window, new: Folio) -> None:
     except Refused:
         del kernel.tables[deposit.number]
         raise
-    pte_free_tlb(old)
+    pte_free_defer(old)
 
 
 def let_go(window: Window) -> None:

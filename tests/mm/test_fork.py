@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm, register_if_complete
-from mthp.mm.madvise import madvise_dontneed
+from mthp.mm.madvise import MADV_DONTNEED, do_madvise
 from mthp.mm.mm_types import MMF_VM_HUGEPAGE, Mm, TableState
+from mthp.mm.mmap import vm_munmap
 from mthp.mm.mmu import load, store
 from mthp.mm.pgtable_types import (
     PMD_NONE,
@@ -23,7 +24,6 @@ from mthp.mm.pgtable_types import (
 )
 from mthp.mm.reports import Gone, Halfway, Zapped, Zapping
 from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_LOCKED, VM_UFFD_WP
-from mthp.mm.vma import munmap
 from mthp.races.world import RaceWorld
 from tests.small_worlds import (
     TINY,
@@ -174,7 +174,7 @@ def test_a_large_folio_is_known_to_be_shared(piece: Piece) -> None:
     assert not world.mem.folio_maybe_mapped_shared(folio)
     child = forked(world)
     assert world.mem.folio_maybe_mapped_shared(folio)
-    munmap(child, vma.vm_start, vma.vm_end)
+    vm_munmap(child, vma.vm_start, vma.vm_end)
     assert not world.mem.folio_maybe_mapped_shared(folio)
 
 
@@ -210,7 +210,7 @@ def test_a_child_that_lets_go_leaves_the_parent_its_whole_folios() -> None:
     child = forked(world)
     for page in (0, 9, 20):
         start = world.address(vma, page)
-        madvise_dontneed(child, start, start + (2 << TINY.page_shift))
+        do_madvise(child, start, start + (2 << TINY.page_shift), MADV_DONTNEED)
     assert world.kernel.vmstat.mthp == {}
     assert set(world.kernel.vmstat.events) <= {"thp_split_pmd"}
     exit_mm(child, world.khugepaged.khugepaged_exit)
@@ -227,9 +227,9 @@ def test_the_parent_unmaps_what_the_child_does_not_map_any_more() -> None:
     child = forked(world)
     for mm, first in ((child, 0), (world.mm, 4)):
         start = world.address(vma, first)
-        madvise_dontneed(mm, start, start + (4 << TINY.page_shift))
+        do_madvise(mm, start, start + (4 << TINY.page_shift), MADV_DONTNEED)
     assert world.kernel.vmstat.mthp == {}, "each page is still mapped by one of the two"
-    madvise_dontneed(world.mm, vma.vm_start, world.address(vma, 1))
+    do_madvise(world.mm, vma.vm_start, world.address(vma, 1), MADV_DONTNEED)
     assert world.kernel.vmstat.mthp == {
         (3, "split_deferred"): 1,
         (3, "nr_anon_partially_mapped"): 1,

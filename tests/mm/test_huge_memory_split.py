@@ -7,7 +7,7 @@ import pytest
 
 from mthp.mm.huge_memory_split import deferred_split_scan, split_huge_pages_pid, thp_underused
 from mthp.mm.list_lru import Sublist
-from mthp.mm.madvise import madvise_dontneed
+from mthp.mm.madvise import MADV_DONTNEED, do_madvise
 from mthp.mm.mm_types import MM_ANONPAGES, Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_HWPOISON, PG_DIRTY, PG_PARTIALLY_MAPPED
@@ -36,7 +36,7 @@ def stats(world: World, *names: str) -> dict[str, int]:
 
 def zap(world: World, vma: Vma, first: int, count: int) -> None:
     start = world.address(vma, first)
-    madvise_dontneed(world.mm, start, start + (count << TINY.page_shift))
+    do_madvise(world.mm, start, start + (count << TINY.page_shift), MADV_DONTNEED)
 
 
 def held_and_released(world: World) -> None:

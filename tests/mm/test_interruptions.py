@@ -21,7 +21,7 @@ from mthp.machine.task import Task
 from mthp.mm.folio import lru_add_drain_all
 from mthp.mm.fork import dup_mmap
 from mthp.mm.gup import gup_fast
-from mthp.mm.madvise import madvise_dontneed
+from mthp.mm.madvise import MADV_DONTNEED, do_madvise
 from mthp.mm.mm_types import MM_SWAPENTS, Mm
 from mthp.mm.mmu import load, store
 from mthp.mm.pgtable_types import Leaf, leaf_kind, pte_none, pte_pfn, pte_present
@@ -153,7 +153,7 @@ def check(program: Program) -> None:
 
 def empties_all(program: Program, mm: Mm, page: int) -> None:
     """Tables that are emptied whole are given up."""
-    madvise_dontneed(mm, program.address(mm, 0), program.address(mm, PAGES))
+    do_madvise(mm, program.address(mm, 0), program.address(mm, PAGES), MADV_DONTNEED)
 
 
 @pytest.mark.slow

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
-from mthp.mm.mm_types import Mm, TableState
+from mthp.mm.madvise import MADV_DONTNEED, MADV_FREE, LockMode, do_madvise
+from mthp.mm.mm_types import TableState
 from mthp.mm.mmu import store
 from mthp.mm.pgtable_types import (
     pte_none,
@@ -44,24 +42,22 @@ def test_a_store_through_an_old_translation_would_be_lost() -> None:
     vma = world.vma(small(3))
     for page in range(3):
         assert store(world.mm, world.address(vma, page), 5)
-    madvise_free(world.mm, world.address(vma, 0), world.address(vma, 2))
+    do_madvise(world.mm, world.address(vma, 0), world.address(vma, 2), MADV_FREE)
     left = [entry.vpn - (vma.vm_start >> 12) for entry in world.kernel.cpus[0].tlb.value]
     assert left == [2]
 
 
-@pytest.mark.parametrize("dontneed", [madvise_dontneed, madvise_dontneed_vma_locked])
+@pytest.mark.parametrize("lock_mode", [LockMode.MMAP_READ, LockMode.VMA_READ])
 @pytest.mark.parametrize("vma_lock_free", [True, False])
-def test_dontneed_empties_a_range_that_is_mapped(
-    dontneed: Callable[[Mm, int, int], None], vma_lock_free: bool
-) -> None:
+def test_dontneed_empties_a_range_that_is_mapped(lock_mode: LockMode, vma_lock_free: bool) -> None:
     world = World(geometry=TINY)
     vma = world.vma(small(16), at=0x50000000)
     vma.vm_lock.value = 0 if vma_lock_free else -1
     facts: list[object] = []
     world.kernel.report = facts.append
-    dontneed(world.mm, 0x40000000, 0x40001000)
+    do_madvise(world.mm, 0x40000000, 0x40001000, MADV_DONTNEED, lock_mode)
     assert not [fact for fact in facts if isinstance(fact, Zapped) and fact.start >= 0x50000000]
-    dontneed(world.mm, vma.vm_start + 0x1000, vma.vm_start + 0x3000)
+    do_madvise(world.mm, vma.vm_start + 0x1000, vma.vm_start + 0x3000, MADV_DONTNEED, lock_mode)
     assert [pte_none(pte) for pte in world.table(vma).ptes.raw[:4]] == [False, True, True, False]
     by = world.kernel.machine.current.name
     assert facts[-1] == Zapped(world.mm, vma.vm_start + 0x1000, vma.vm_start + 0x3000, by)
@@ -73,7 +69,7 @@ def test_a_range_that_reaches_into_another_mapping_empties_both() -> None:
     world = World(geometry=TINY)
     first = world.vma(small(8), pages=8)
     second = world.vma(small(8), at=first.vm_end, pages=8)
-    madvise_dontneed(world.mm, first.vm_start + 0x6000, first.vm_end + 0x4000)
+    do_madvise(world.mm, first.vm_start + 0x6000, first.vm_end + 0x4000, MADV_DONTNEED)
     assert [pte_none(pte) for pte in world.table(second).ptes.raw] == [
         6 <= i < 12 for i in range(16)
     ]
@@ -86,7 +82,7 @@ def test_a_mapping_that_begins_where_the_range_ends_is_left_alone() -> None:
     world.vma(small(8), at=first.vm_end, pages=8, flags=VM_DEFAULT | VM_LOCKED)
     facts: list[object] = []
     world.kernel.report = facts.append
-    madvise_dontneed(world.mm, first.vm_start, first.vm_end)
+    do_madvise(world.mm, first.vm_start, first.vm_end, MADV_DONTNEED)
     mm, start, end = world.mm, first.vm_start, first.vm_end
     by = world.kernel.machine.current.name
     assert facts == [Zapping(mm, start, end), Zapped(mm, start, end, by)]

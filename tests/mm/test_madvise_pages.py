@@ -10,7 +10,7 @@ import pytest
 
 from mthp.mm.folio import lru_add_drain
 from mthp.mm.huge_memory_split import split_folio
-from mthp.mm.madvise import MADV_COLD, MADV_FREE, MADV_PAGEOUT, do_madvise, madvise_free
+from mthp.mm.madvise import MADV_COLD, MADV_FREE, MADV_PAGEOUT, do_madvise
 from mthp.mm.mm_types import Vma
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import (
@@ -83,7 +83,7 @@ def test_what_madv_free_gives_up(what: str, vma_lock_free: bool) -> None:
     facts: list[object] = []
     world.kernel.report = facts.append
     old = list(world.table(vma).ptes.raw)
-    madvise_free(world.mm, vma.vm_start, vma.vm_start + 0x1000)
+    do_madvise(world.mm, vma.vm_start, vma.vm_start + 0x1000, MADV_FREE)
     assert facts == [Discarding(world.mm, vma.vm_start, vma.vm_start + 0x1000)]
     rest(world)
     new = list(world.table(vma).ptes.raw)
@@ -105,11 +105,11 @@ def test_small_folios_wait_in_a_batch_until_they_may_be_dropped() -> None:
     """With a reference of its own; the flags of one are as before until then."""
     world = World(geometry=Geometry(12, 6))
     vma = world.vma(small(32), large(2), hole(28))
-    madvise_free(world.mm, vma.vm_start, world.address(vma, 32))
+    do_madvise(world.mm, vma.vm_start, world.address(vma, 32), MADV_FREE)
     marked = [world.mem.folio_test_lazyfree(world.folio(vma, page)) for page in range(32)]
     assert marked == [True] * 31 + [False]
     assert world.mem.refcount.raw[world.folio(vma, 31)] == 2
-    madvise_free(world.mm, world.address(vma, 32), world.address(vma, 36))
+    do_madvise(world.mm, world.address(vma, 32), world.address(vma, 36), MADV_FREE)
     assert world.mem.folio_test_lazyfree(world.folio(vma, 31)), "MADV_FREE drains before it begins"
     assert world.mem.folio_test_lazyfree(world.folio(vma, 32))
     assert world.kernel.vmstat.events["pglazyfree"] == 36
@@ -120,8 +120,8 @@ def test_madv_free_leaves_what_has_no_table() -> None:
     world = World(geometry=TINY)
     vma = world.vma(no_table(16))
     before = world.census()
-    madvise_free(world.mm, vma.vm_start, vma.vm_start + 0x2000)
-    madvise_free(world.mm, 0x1000, 0x2000)
+    do_madvise(world.mm, vma.vm_start, vma.vm_start + 0x2000, MADV_FREE)
+    do_madvise(world.mm, 0x1000, 0x2000, MADV_FREE)
     assert world.census().entries == before.entries
     assert world.check(before.outside) == []
 

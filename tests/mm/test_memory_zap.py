@@ -7,10 +7,12 @@ import pytest
 
 from mthp.machine.step import Access
 from mthp.mm.folio import lru_add_drain
-from mthp.mm.madvise import madvise_dontneed
+from mthp.mm.madvise import MADV_DONTNEED, do_madvise
 from mthp.mm.memory_zap import DONTNEED, zap_vma_range
 from mthp.mm.mm_types import TableState
+from mthp.mm.mmap import vm_munmap
 from mthp.mm.mmu import load
+from mthp.mm.mmu_gather import tlb_gather_mmu
 from mthp.mm.pgtable import pmd_lock, pmd_ptr
 from mthp.mm.pgtable_types import (
     DIRTY,
@@ -25,7 +27,6 @@ from mthp.mm.pgtable_types import (
     pmd_trans_huge,
     pte_none,
 )
-from mthp.mm.vma import munmap
 from mthp.races.stage import START
 from mthp.races.world import RaceWorld
 from tests.small_worlds import (
@@ -48,7 +49,7 @@ def test_what_is_zapped_gives_back_its_counts(page: int) -> None:
     slots = dict(world.kernel.swap.users)
     world.mm.counters["MM_SWAPENTS"] = 3
     before = world.census()
-    madvise_dontneed(world.mm, world.address(vma, page), world.address(vma, page + 4))
+    do_madvise(world.mm, world.address(vma, page), world.address(vma, page + 4), MADV_DONTNEED)
     table = world.table(vma).ptes.raw
     assert [pte_none(pte) for pte in table] == [page <= i < page + 4 for i in range(16)]
     swapped = len([i for i in range(page, page + 4) if 3 <= i < 6])
@@ -63,8 +64,8 @@ def test_a_table_that_is_emptied_whole_is_taken_away() -> None:
     world = World(geometry=TINY)
     vma = world.vma(small(32))
     first, second = world.table(vma), world.table(vma, vma.vm_start + 0x10000)
-    madvise_dontneed(world.mm, vma.vm_start, vma.vm_start + 0x10000)
-    madvise_dontneed(world.mm, vma.vm_start + 0x10000, vma.vm_end - 0x1000)
+    do_madvise(world.mm, vma.vm_start, vma.vm_start + 0x10000, MADV_DONTNEED)
+    do_madvise(world.mm, vma.vm_start + 0x10000, vma.vm_end - 0x1000, MADV_DONTNEED)
     assert world.pmd(vma) == 0 and first.state is not TableState.LIVE
     assert world.table(vma, vma.vm_start + 0x10000) is second
     assert world.check(world.census().outside) == []
@@ -76,7 +77,9 @@ def test_a_huge_page_is_zapped_whole_or_split_for_a_part(whole: bool) -> None:
     vma = world.vma(huge(4))
     assert load(world.mm, vma.vm_start) is not None
     before = world.census()
-    madvise_dontneed(world.mm, vma.vm_start, vma.vm_end if whole else vma.vm_start + 0x4000)
+    do_madvise(
+        world.mm, vma.vm_start, vma.vm_end if whole else vma.vm_start + 0x4000, MADV_DONTNEED
+    )
     assert world.mm.counters["MM_ANONPAGES"] == (0 if whole else 12)
     assert bool(world.pmd(vma)) is not whole
     assert world.check(before.outside) == []
@@ -93,8 +96,9 @@ def test_a_zap_that_finds_no_table_any_more_looks_again() -> None:
         assert pmd_trans_huge(world.pmd(vma))
 
     world.before_lock(table.ptl, 1, collapsed)
-    folios = zap_vma_range(vma, vma.vm_start, vma.vm_end, DONTNEED)
-    assert len(folios) == 1 and pmd_none(world.pmd(vma))
+    tlb = tlb_gather_mmu(world.mm, vma.vm_start, vma.vm_end)
+    zap_vma_range(tlb, vma, vma.vm_start, vma.vm_end, DONTNEED)
+    assert len(tlb.folios) == 1 and pmd_none(world.pmd(vma))
 
 
 @pytest.mark.parametrize("filled", [False, True])
@@ -132,7 +136,7 @@ def test_a_folio_that_goes_as_one_batch_never_is_partly_mapped(
     world = World(geometry=TINY)
     vma = world.vma(large(3), large(3))
     start = world.address(vma, first)
-    madvise_dontneed(world.mm, start, start + (count << TINY.page_shift))
+    do_madvise(world.mm, start, start + (count << TINY.page_shift), MADV_DONTNEED)
     assert world.kernel.vmstat.mthp[3, "split_deferred"] == deferred
     assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == deferred
     assert world.mm.counters["MM_ANONPAGES"] == 16 - count
@@ -145,7 +149,7 @@ def test_a_batch_ends_where_userfaultfd_has_marked_a_page() -> None:
     ptes = world.table(vma).ptes.raw
     ptes[2] &= ~(YOUNG | DIRTY | WRITE | SOFT_DIRTY)
     ptes[10] |= UFFD_WP
-    madvise_dontneed(world.mm, vma.vm_start, vma.vm_end)
+    do_madvise(world.mm, vma.vm_start, vma.vm_end, MADV_DONTNEED)
     assert world.kernel.vmstat.mthp[3, "split_deferred"] == 1
     assert world.kernel.vmstat.mthp[3, "nr_anon_partially_mapped"] == 0
 
@@ -156,9 +160,9 @@ def test_guard_markers_go_with_their_mapping_alone(unmapped: bool) -> None:
     vma = world.vma(leaf(Leaf.GUARD), small(3), hole(12))
     table = world.table(vma)
     if unmapped:
-        munmap(world.mm, vma.vm_start, vma.vm_end)
+        vm_munmap(world.mm, vma.vm_start, vma.vm_end)
     else:
-        madvise_dontneed(world.mm, vma.vm_start, vma.vm_end)
+        do_madvise(world.mm, vma.vm_start, vma.vm_end, MADV_DONTNEED)
         assert leaf_kind(table.ptes.raw[0]) is Leaf.GUARD and table.ptes.raw[1] == 0
     assert (table.state is TableState.LIVE) is not unmapped
 
@@ -168,6 +172,6 @@ def test_a_page_that_is_being_kept_for_its_swap_slot_goes_with_the_slot() -> Non
     vma = world.vma(swap(2))
     cached = world.cache_swapped(vma, 0)
     lru_add_drain(world.mem, world.kernel.this_cpu)
-    madvise_dontneed(world.mm, vma.vm_start, vma.vm_end)
+    do_madvise(world.mm, vma.vm_start, vma.vm_end, MADV_DONTNEED)
     assert world.mem.refcount.raw[cached] == 0
     assert world.kernel.swap.cache == world.kernel.swap.users == {}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mthp.mm.mm_types import Mm
-from mthp.mm.mmap import do_mmap, do_munmap
+from mthp.mm.mmap import do_mmap, vm_munmap
 from mthp.mm.vm_flags import VM_DEFAULT, VM_READ
 from tests.small_worlds import TINY, World, huge, small
 
@@ -39,7 +39,7 @@ def test_a_hole_in_a_mapping_splits_it_and_its_huge_page() -> None:
     world = World(geometry=TINY)
     vma = world.vma(huge(4))
     start = vma.vm_start
-    do_munmap(world.mm, start + 3 * PAGE, start + 5 * PAGE)
+    vm_munmap(world.mm, start + 3 * PAGE, start + 5 * PAGE)
     assert spans(world.mm) == [
         (start // PAGE, start // PAGE + 3),
         (start // PAGE + 5, start // PAGE + 16),

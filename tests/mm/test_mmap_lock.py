@@ -9,11 +9,11 @@ import pytest
 
 from mthp.mm.fork import dup_mmap
 from mthp.mm.mm_types import Mm
-from mthp.mm.mprotect import mprotect
-from mthp.mm.mremap import mremap, relocate_vma_down
+from mthp.mm.mmap import do_mmap, vm_munmap
+from mthp.mm.mprotect import do_mprotect
+from mthp.mm.mremap import do_mremap, relocate_vma_down
 from mthp.mm.userfaultfd import userfaultfd_register
-from mthp.mm.vm_flags import VM_DEFAULT, VM_STACK_INCOMPLETE
-from mthp.mm.vma import munmap, munmap_and_mmap, munmap_tail
+from mthp.mm.vm_flags import VM_DEFAULT, VM_READ, VM_STACK_INCOMPLETE
 from mthp.words.results import KernelBug
 from tests.small_worlds import TINY, World, small
 
@@ -41,11 +41,11 @@ START, END = 0x40000000, 0x40010000
 @pytest.mark.parametrize(
     "change",
     [
-        lambda mm: mremap(mm, START, 0x50000000),
-        lambda mm: mprotect(mm, START, END),
-        lambda mm: munmap(mm, START, END),
-        lambda mm: munmap_and_mmap(mm, START),
-        lambda mm: munmap_tail(mm, START + 0x1000),
+        lambda mm: do_mremap(mm, START, END, 0x50000000),
+        lambda mm: do_mprotect(mm, START, END, VM_READ),
+        lambda mm: vm_munmap(mm, START, END),
+        lambda mm: do_mmap(mm, START, END, VM_DEFAULT),
+        lambda mm: vm_munmap(mm, START + 0x1000, END),
         lambda mm: relocate_vma_down(mm, START - 0x10000),
         lambda mm: userfaultfd_register(mm, START),
         lambda mm: dup_mmap(mm.kernel.new_mm(7), mm, lambda child: None),

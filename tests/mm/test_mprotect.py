@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mthp.mm.mmu import load, store
-from mthp.mm.mprotect import Right, change_protection, mprotect, task_numa_work
+from mthp.mm.mprotect import Right, change_protection, do_mprotect, task_numa_work
 from mthp.mm.pgtable_types import (
     DIRTY,
     NO_ACCESS,
@@ -21,7 +21,7 @@ from mthp.mm.pgtable_types import (
     pte_protnone,
     pte_write,
 )
-from mthp.mm.vm_flags import VM_WRITE
+from mthp.mm.vm_flags import VM_READ, VM_WRITE
 from mthp.races.stage import START, Size
 from mthp.races.world import RaceWorld
 from mthp.words.profiles import PMD_ONLY, V7_3, Profile
@@ -132,10 +132,10 @@ def test_a_huge_page_is_protected_whole_and_split_for_a_part(right: Right) -> No
 def test_mprotect_of_what_is_not_mapped_does_nothing() -> None:
     world = World(geometry=TINY)
     vma = world.vma(small(4), at=0x50000000)
-    mprotect(world.mm, 0x40000000, 0x40001000)
-    mprotect(world.mm, 0x60000000, 0x60001000)
+    do_mprotect(world.mm, 0x40000000, 0x40001000, VM_READ)
+    do_mprotect(world.mm, 0x60000000, 0x60001000, VM_READ)
     assert vma.vm_flags & VM_WRITE
-    mprotect(world.mm, vma.vm_start, vma.vm_end)
+    do_mprotect(world.mm, vma.vm_start, vma.vm_end, VM_READ)
     assert not vma.vm_flags & VM_WRITE
     assert vma.vm_lock.value == 0
     assert load(world.mm, vma.vm_start) is not None

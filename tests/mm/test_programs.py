@@ -22,12 +22,12 @@ from mthp.mm.fork import dup_mmap, exit_mm
 from mthp.mm.gup import gup_fast
 from mthp.mm.huge_memory_split import split_folio, split_huge_pages_pid
 from mthp.mm.ksm import ksm_do_scan
-from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
+from mthp.mm.madvise import MADV_DONTNEED, MADV_FREE, LockMode, do_madvise
 from mthp.mm.migrate import migrate_folio, move_page
 from mthp.mm.mm_types import MM_SWAPENTS, Mm
 from mthp.mm.mmu import load, store
 from mthp.mm.mprotect import task_numa_work
-from mthp.mm.mremap import mremap
+from mthp.mm.mremap import do_mremap
 from mthp.mm.page_flags import PG_SWAPCACHE
 from mthp.mm.pgtable_types import (
     DIRTY,
@@ -117,7 +117,8 @@ def empties(program: Program, mm: Mm, page: int) -> None:
     start = program.address(mm, page)
     table_end = (start | 0xFFFF) + 1
     last = min(table_end, program.address(mm, PAGES)) if page % 3 else start + 0x1000
-    (madvise_dontneed if page % 2 else madvise_dontneed_vma_locked)(mm, start, last)
+    lock_mode = LockMode.MMAP_READ if page % 2 else LockMode.VMA_READ
+    do_madvise(mm, start, last, MADV_DONTNEED, lock_mode)
     if mm.vmas[0].vm_flags & VM_LOCKED:  # EINVAL
         return
     for each in range(page, page + (last - start >> 12)):
@@ -127,7 +128,7 @@ def empties(program: Program, mm: Mm, page: int) -> None:
 
 def gives_up(program: Program, mm: Mm, page: int) -> None:
     address = program.address(mm, page)
-    madvise_free(mm, address, address + 0x1000)
+    do_madvise(mm, address, address + 0x1000, MADV_FREE)
     program.given_up.add((mm.number, page))
 
 
@@ -163,7 +164,8 @@ def moves(program: Program, mm: Mm, page: int) -> None:
     to = PLACES[(PLACES.index(program.place[mm.number]) + 1 + page % 2) % 3]
     if abs(to - program.place[mm.number]) < PAGES * 0x1000:
         to = PLACES[0]
-    mremap(mm, program.place[mm.number], to)
+    start = program.place[mm.number]
+    do_mremap(mm, start, start + (PAGES << 12), to)
     program.place[mm.number] = to
 
 

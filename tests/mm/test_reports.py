@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mthp.mm.gup import pin_and_write
-from mthp.mm.madvise import madvise_dontneed
+from mthp.mm.madvise import MADV_DONTNEED, do_madvise
 from mthp.mm.mmu import load, store
 from mthp.mm.reports import InstructionEnds, LoadedFrom, Pinned, StoredTo, Zapped, Zapping
 from tests.small_worlds import TINY, World, small
@@ -38,7 +38,7 @@ def test_a_zap_says_when_it_begins_and_when_it_has_returned() -> None:
     vma = world.vma(small(16))
     facts = reported(world)
     end = vma.vm_start + 0x2000
-    madvise_dontneed(world.mm, vma.vm_start, end)
+    do_madvise(world.mm, vma.vm_start, end, MADV_DONTNEED)
     by = world.kernel.machine.current.name
     assert facts == [Zapping(world.mm, vma.vm_start, end), Zapped(world.mm, vma.vm_start, end, by)]
 

@@ -7,6 +7,7 @@ import pytest
 
 from mthp.machine.step import Access
 from mthp.mm.mm_types import TableState
+from mthp.mm.mmap import do_mmap, vm_munmap
 from mthp.mm.mmu import load, store
 from mthp.mm.pgtable_types import (
     pmd_is_table,
@@ -14,8 +15,7 @@ from mthp.mm.pgtable_types import (
     pte_pfn,
 )
 from mthp.mm.reports import Zapped, Zapping
-from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE
-from mthp.mm.vma import munmap, munmap_and_mmap, munmap_tail
+from mthp.mm.vm_flags import VM_DEFAULT, VM_HUGEPAGE, VM_NORESERVE, VM_SOFTDIRTY
 from mthp.races.stage import FILE, START
 from mthp.races.world import RaceWorld
 from tests.small_worlds import (
@@ -34,6 +34,7 @@ def test_remap_leaves_a_fresh_mapping() -> None:
     stage = played("remap")
     assert stage.vma not in stage.mm.vmas
     assert [vma.vm_start for vma in stage.mm.vmas] == [START]
+    assert load(stage.mm, START) == 220
 
 
 def test_a_mapping_shrinks() -> None:
@@ -47,48 +48,44 @@ def test_a_mapping_shrinks() -> None:
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_mapping_goes_with_its_pages_and_its_table(fresh: bool, anon_vma: bool) -> None:
     world = World(geometry=TINY, cpus=2)
+    mm = world.mm
     vma = world.vma(*([small(4), large(2), swap(2)] if anon_vma else []), anon_vma=anon_vma)
     other = world.vma(small(2), at=0x50000000)
     if anon_vma:
-        assert load(world.mm, vma.vm_start) is not None
+        assert load(mm, vma.vm_start) is not None
     before = world.census()
     facts: list[object] = []
     world.kernel.report = facts.append
     if fresh:
-        munmap_and_mmap(world.mm, vma.vm_start)
+        do_mmap(mm, vma.vm_start, vma.vm_end, VM_DEFAULT)
     else:
-        munmap(world.mm, vma.vm_start, vma.vm_end)
+        vm_munmap(mm, vma.vm_start, vma.vm_end)
     by = world.kernel.machine.current.name
     assert facts == [
-        Zapping(world.mm, vma.vm_start, vma.vm_end),
-        Zapped(world.mm, vma.vm_start, vma.vm_end, by),
+        Zapping(mm, vma.vm_start, vma.vm_end),
+        Zapped(mm, vma.vm_start, vma.vm_end, by),
     ]
-    assert vma not in world.mm.vmas and other in world.mm.vmas
-    assert len(world.mm.vmas) == 1 + fresh
+    assert vma not in mm.vmas and other in mm.vmas
+    assert len(mm.vmas) == 1 + fresh
     if fresh:
-        assert world.mm.vmas[0].anon_vma not in (None, vma.anon_vma)
-        assert world.mm.vmas[0].vm_flags == vma.vm_flags
-    assert load(world.mm, vma.vm_start) == (0 if fresh else None)
-    assert world.mm.counters["MM_ANONPAGES"] == 2
+        assert mm.vmas[0].anon_vma is None
+        assert mm.vmas[0].vm_flags == VM_DEFAULT | VM_SOFTDIRTY
+    assert load(mm, vma.vm_start) == (0 if fresh else None)
+    assert mm.counters["MM_ANONPAGES"] == 2
     assert world.check(before.outside) == []
 
 
-@pytest.mark.parametrize("start", [0x40001000, 0x3FFF0000, 0x60000000])
-def test_only_a_mapping_that_begins_there_goes(start: int) -> None:
+@pytest.mark.parametrize("start", [0x3FFF0000, 0x60000000])
+def test_where_nothing_is_mapped_nothing_goes(start: int) -> None:
     world = World(geometry=TINY)
     vma = world.vma(small(4))
     before = world.census()
-    assert munmap(world.mm, start, start + 0x10000) is None
-    munmap_and_mmap(world.mm, start)
-    assert world.mm.vmas == [vma]
+    facts: list[object] = []
+    world.kernel.report = facts.append
+    assert vm_munmap(world.mm, start, start + 0x10000) == 0
+    assert facts == [] and world.mm.vmas == [vma]
     assert world.census().entries == before.entries
     assert world.check(before.outside) == []
-
-
-def test_what_was_unmapped_is_given() -> None:
-    world = World(geometry=TINY)
-    vma = world.vma(small(4))
-    assert munmap(world.mm, vma.vm_start, vma.vm_end) is vma
 
 
 @pytest.mark.parametrize("piece", [small(16), large(4), huge(4)], ids=lambda each: each.kind.name)
@@ -101,38 +98,71 @@ def test_a_tail_is_cut_off(piece: Piece, page: int) -> None:
     start, end = world.address(vma, page), vma.vm_end
     facts: list[object] = []
     world.kernel.report = facts.append
-    munmap_tail(world.mm, start)
+    vm_munmap(world.mm, start, end)
     by = world.kernel.machine.current.name
     assert facts == [Zapping(world.mm, start, end), Zapped(world.mm, start, end, by)]
-    assert vma.vm_end == start and vma.vm_lock.value == 0
+    (left,) = world.mm.vmas
+    assert (left.vm_start, left.vm_end, left.vm_lock.value) == (0x40000000, start, 0)
+    assert vma.detached and vma.freed, "the part that stays is a new one"
     assert world.mm.counters["MM_ANONPAGES"] == page
     for i in range(16):
-        where = world.mm.number, world.address(vma, i)
+        where = world.mm.number, 0x40000000 + 0x1000 * i
         assert world.census().contents.get(where, 0) == (before.contents[where] if i < page else 0)
     assert world.check(before.outside) == []
-
-
-@pytest.mark.parametrize("start", [0x40000000, 0x3FFF0000, 0x60000000, 0x50004000])
-def test_no_tail_is_cut_off_where_nothing_is_mapped_or_everything_would_go(start: int) -> None:
-    world = World(geometry=TINY)
-    vma = world.vma(small(4))
-    bare = world.vma(at=0x50000000, anon_vma=False)
-    facts: list[object] = []
-    world.kernel.report = facts.append
-    munmap_tail(world.mm, start)
-    assert facts == []
-    assert (vma.vm_end, bare.vm_end) == (0x40010000, 0x50010000)
-    assert world.kernel.machine.current.held == []
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_table_stays_while_another_mapping_has_a_part_of_it(first: bool) -> None:
     stage = RaceWorld.parse("window+two-vmas", "7.3", ())()
     vma, other = stage.mm.vmas if first else reversed(stage.mm.vmas)
-    munmap(stage.mm, vma.vm_start, vma.vm_end)
+    vm_munmap(stage.mm, vma.vm_start, vma.vm_end)
     states = [stage.table.state]
-    munmap(stage.mm, other.vm_start, other.vm_end)
+    vm_munmap(stage.mm, other.vm_start, other.vm_end)
     assert [*states, stage.table.state] == [TableState.LIVE, TableState.DEFERRED]
+
+
+@pytest.mark.parametrize(
+    ("mapped", "gone", "left"),
+    [
+        ([(0, 48)], (0, 48), []),
+        ([(0, 48)], (8, 40), [0, 2]),
+        ([(0, 48)], (16, 32), [0, 2]),
+        ([(0, 48)], (15, 33), [0, 2]),
+        ([(0, 8), (8, 16)], (0, 16), []),
+        ([(0, 8), (8, 16)], (0, 8), [0]),
+        ([(0, 8), (8, 16)], (8, 16), [0]),
+        ([(0, 4), (12, 20)], (0, 32), []),
+        ([(4, 20), (60, 80), (84, 90)], (0, 84), [5]),
+        ([(4, 20), (60, 80), (84, 90)], (16, 90), [0]),
+    ],
+)
+def test_tables_go_of_which_nobody_has_a_part(
+    mapped: list[tuple[int, int]], gone: tuple[int, int], left: list[int]
+) -> None:
+    """Pages that are mapped, those that are unmapped, and the tables that stay; 16 pages have a table, and
+    16 tables a page of PMDs.
+    """
+    world = World(geometry=TINY)
+    for n, (first, last) in enumerate(mapped):  # of no like kind, so that they stay apart
+        flags = VM_DEFAULT | (VM_NORESERVE if n % 2 else 0)
+        do_mmap(world.mm, START + first * 0x1000, START + last * 0x1000, flags)
+        for page in range(first, last):
+            assert store(world.mm, START + page * 0x1000, page)
+    assert len(world.mm.vmas) == len(mapped)
+    vm_munmap(world.mm, *(START + page * 0x1000 for page in gone))
+    live = [each for each in world.kernel.tables.values() if each.state is TableState.LIVE]
+    assert len(live) == len(left)
+    pages = world.mm.pmd_pages
+    slots = {
+        at + (number << 4)
+        for number in pages
+        for at, pmd in enumerate(pages[number].pmds.raw)
+        if pmd
+    }
+    assert slots == {(START >> 16) + table for table in left}
+    assert bool(pages) is bool(left), "nor does the page of PMDs stay"
+    assert world.mm.pmd_numbers == sorted(pages)
+    assert world.check(world.census().outside) == []
 
 
 def test_a_mapping_takes_the_place_of_what_was_unmapped() -> None:
@@ -152,7 +182,7 @@ def test_a_file_mapping_reads_its_file() -> None:
 def test_a_mapping_of_several_tables_goes_as_a_whole() -> None:
     stage = RaceWorld.parse("pmd+madvise", "7.3", ("shrink-last",))()
     tables = list(stage.kernel.tables.values())
-    munmap(stage.mm, stage.start, stage.stop)
+    vm_munmap(stage.mm, stage.start, stage.stop)
     assert [table.state for table in tables] == [TableState.DEFERRED] * 2
     assert not any(stage.kernel.mem.refcount.raw[page] for page in stage.pages.values())
 
@@ -168,5 +198,5 @@ def test_a_huge_page_is_split_before_its_mapping_shrinks() -> None:
             seen.append((pmd_is_table(world.pmd(vma)), vma.vm_end - vma.vm_start))
 
     world.kernel.machine.on_step = hook
-    munmap_tail(world.mm, vma.vm_start + 0x8000)
-    assert seen[0] == (True, 0x8000)
+    vm_munmap(world.mm, vma.vm_start + 0x8000, vma.vm_end)
+    assert seen[:2] == [(False, 0x10000), (True, 0x8000)], "anon_vma_clone(), and then the split"

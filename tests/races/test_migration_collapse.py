@@ -99,7 +99,7 @@ BROKEN: dict[str, tuple[Edit | tuple[Edit, ...], str, set[int]]] = {
         (
             edit("map_by_pmd", "kernel.new_table()", "kernel.tables[pmdp_get_lockless(pmd) >> 16]"),
             edit("map_by_pmd", "del kernel.tables[deposit.number]"),
-            edit("map_by_pmd", "pte_free_tlb(old)"),
+            edit("map_by_pmd", "pte_free_defer(old)"),
         ),
         "pmd:fault+zap",
         {1},

@@ -37,7 +37,7 @@ from mthp.life.touch import touch
 from mthp.mm.fork import dup_mmap, exit_mm
 from mthp.mm.madvise import MADV_COLLAPSE, do_madvise
 from mthp.mm.mm_types import Kernel, Mm
-from mthp.mm.mmap import do_brk, do_mmap, do_munmap
+from mthp.mm.mmap import do_brk, do_mmap, vm_munmap
 from mthp.mm.mprotect import do_mprotect
 from mthp.mm.mremap import do_mremap
 from mthp.mm.shrinker import drop_slab
@@ -107,7 +107,7 @@ class Life:
 
     @perform.register
     def _(self, operation: Munmap) -> int:
-        return do_munmap(self.mm(operation.process), *self.span(operation.start, operation.pages))
+        return vm_munmap(self.mm(operation.process), *self.span(operation.start, operation.pages))
 
     @perform.register
     def _(self, operation: Brk) -> int:

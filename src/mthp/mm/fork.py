@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from mthp.mm.huge_memory import copied_entry, copy_huge_pmd
 from mthp.mm.memory import pte_alloc
-from mthp.mm.memory_zap import UNMAP, Freed, free_pages_and_swap_cache, zap_vma_range
-from mthp.mm.mm_types import MM_ANONPAGES, MM_SWAPENTS, Mm, PmdPtr, Vma
+from mthp.mm.memory_zap import free_pgtables, unmap_vmas
+from mthp.mm.mm_types import CEILING, FLOOR, MM_ANONPAGES, MM_SWAPENTS, Mm, PmdPtr, Vma
 from mthp.mm.mmap_lock import vma_start_write
+from mthp.mm.mmu_gather import tlb_finish_mmu, tlb_gather_mmu
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable import (
@@ -41,7 +42,6 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.reports import Forked, Gone, Halfway, Zapped, Zapping
 from mthp.mm.rmap import anon_vma_fork, folio_add_anon_rmap_ptes, remember_mm
 from mthp.mm.vm_flags import VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
-from mthp.mm.vma import free_pgtables, unlink
 from mthp.words.units import Address
 
 Enter = Callable[[Mm], None]
@@ -204,21 +204,19 @@ def exit_mm(mm: Mm, khugepaged_exit: Enter) -> None:
 
 
 def exit_mmap(mm: Mm) -> None:
-    """Unmap everything, then give back tables and VMAs. Kernel: mm/mmap.c, exit_mmap()."""
-    kernel = mm.kernel
-    vmas = tuple(mm.vmas)
-    freed: Freed = []
+    """Unmap everything, then give back tables, pages and VMAs. Kernel: mm/mmap.c, exit_mmap()."""
+    kernel, vmas, by = mm.kernel, tuple(mm.vmas), mm.machine.current.name
     for notifier in mm.notifiers:  # mmu_notifier_release()
-        notifier.invalidate_range_start(mm, vmas[0].vm_start, vmas[-1].vm_end)
+        notifier.invalidate_range_start(mm, FLOOR, CEILING)
+    tlb = tlb_gather_mmu(mm, FLOOR, CEILING)
     with mm.mmap_read_lock():
         for vma in vmas:
             kernel.report(Zapping(mm, vma.vm_start, vma.vm_end))
-            freed += zap_vma_range(vma, vma.vm_start, vma.vm_end, UNMAP)
+        unmap_vmas(tlb, vmas)
     with mm.mmap_write_lock():
+        free_pgtables(tlb, vmas)
+        tlb_finish_mmu(tlb)
+        mm.detach_vmas(vmas)
         for vma in vmas:
-            unlink(vma)
-            free_pgtables(mm, vma.vm_start, vma.vm_end)
-            flush_tlb_mm_range(mm, vma.vm_start, vma.vm_end)
-            kernel.report(Zapped(mm, vma.vm_start, vma.vm_end, mm.machine.current.name))
+            kernel.report(Zapped(mm, vma.vm_start, vma.vm_end, by))
         kernel.report(Gone(mm))
-    free_pages_and_swap_cache(kernel, freed)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from enum import Enum
 from typing import Final
 
 from mthp.mm.madvise_pages import madvise_cold, madvise_free_single_vma, madvise_pageout
 from mthp.mm.memory_zap import zap_page_range_single
-from mthp.mm.mm_types import Mm, Vma
-from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write, with_vma_read_locked
+from mthp.mm.mm_types import Mm, Vma, userfaultfd_armed
+from mthp.mm.mmap_lock import lock_vma_under_rcu, vma_start_write
 from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.vm_flags import VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE
 from mthp.mm.vma_modify import vma_modify_flags
@@ -27,26 +28,48 @@ MADV_COLLAPSE: Final = 25
 """Kernel: include/uapi/asm-generic/mman-common.h. The last is khugepaged's to do."""
 
 
-def do_madvise(mm: Mm, start: Address, end: Address, behavior: int) -> int:
+class LockMode(Enum):
+    """What keeps the VMAs meanwhile. Kernel: mm/madvise.c, enum madvise_lock_mode."""
+
+    VMA_READ = "the lock of the one VMA, or else mmap_lock"
+    MMAP_READ = "mmap_lock for reading"
+    MMAP_WRITE = "mmap_lock for writing"
+
+
+def do_madvise(
+    mm: Mm, start: Address, end: Address, behavior: int, lock_mode: LockMode | None = None
+) -> int:
     """Give advice on a range: 0, or a negative errno. A gap does not end it, but the answer is -ENOMEM.
+    lock_mode: another than this kernel's.
 
-    Kernel: mm/madvise.c, do_madvise(), madvise_do_behavior().
+    Kernel: mm/madvise.c, do_madvise(), madvise_do_behavior(), get_lock_mode().
     """
-    if behavior in _FLAGS:
-        with mm.mmap_write_lock():
-            return madvise_walk_vmas(mm, start, end, _update(behavior))
-    advise = _BEHAVIORS.get(behavior)
-    if advise is None:
+    act, own_mode = _BEHAVIORS.get(behavior, (None, LockMode.MMAP_READ))
+    if act is None:
         return -errno.EINVAL
-
-    def act(vma: Vma, start: Address, end: Address) -> int:
-        if vma.vm_flags & VM_LOCKED:
-            return -errno.EINVAL
-        advise(vma, start, end)
-        return 0
-
+    lock_mode = lock_mode or own_mode
+    if lock_mode is LockMode.MMAP_WRITE:
+        with mm.mmap_write_lock():
+            return madvise_walk_vmas(mm, start, end, act)
+    vma = try_vma_read_lock(mm, start, end) if lock_mode is LockMode.VMA_READ else None
+    if vma is not None:
+        error = act(vma, start, end)
+        vma.vm_lock.leave()
+        return error
     with mm.mmap_read_lock():
         return madvise_walk_vmas(mm, start, end, act)
+
+
+def try_vma_read_lock(mm: Mm, start: Address, end: Address) -> Vma | None:
+    """Lock the VMA that a range lies in; None: take mmap_lock instead.
+
+    Kernel: mm/madvise.c, try_vma_read_lock(), is_vma_lock_sufficient().
+    """
+    vma = lock_vma_under_rcu(mm, start)
+    if vma is not None and (end > vma.vm_end or userfaultfd_armed(vma)):
+        vma.vm_lock.leave()
+        return None
+    return vma
 
 
 Behavior = Callable[[Vma, Address, Address], int]
@@ -75,11 +98,10 @@ def madvise_walk_vmas(mm: Mm, start: Address, end: Address, act: Behavior) -> in
     return unmapped_error
 
 
-def _update(behavior: int) -> Behavior:
-    """Set flags of VMAs, which are split and merged for it. Kernel: madvise_update_vma(),
+def _update(unset: int, wanted: int) -> Behavior:
+    """Clear and set flags of VMAs, which are split and merged for it. Kernel: madvise_update_vma(),
     hugepage_madvise().
     """
-    unset, wanted = _FLAGS[behavior]
 
     def update(vma: Vma, start: Address, end: Address) -> int:
         kernel, vm_flags = vma.vm_mm.kernel, vma.vm_flags & ~unset | wanted
@@ -97,67 +119,32 @@ def _update(behavior: int) -> Behavior:
     return update
 
 
-_FLAGS: Final = {
-    MADV_HUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
-    MADV_NOHUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
-}
-"""Advice -> flags that it clears, and sets."""
-
-
-def madvise_free(mm: Mm, start: Address, end: Address) -> None:
-    """Let the pages of [start, end) be dropped, until they are stored to again.
-
-    Kernel: mm/madvise.c, madvise_dontneed_free(), try_vma_read_lock().
-    """
-    with_vma_read_locked(mm, start, lambda vma: madvise_free_single_vma(vma, start, end))
-
-
-def madvise_dontneed(mm: Mm, start: Address, end: Address) -> None:
-    """Empty [start, end) of one table under mmap_lock. Kernel: madvise_dontneed_free()."""
-    with mm.mmap_read_lock():
-        for vma in mm.for_each_vma(start):
-            if vma.vm_start >= end:
-                break
-            if not madvise_dontneed_single_vma(vma, max(start, vma.vm_start), end):
-                return
+def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> None:
+    """Empty a range of a VMA. Kernel: mm/madvise.c, madvise_dontneed_single_vma()."""
+    mm = vma.vm_mm
+    mm.kernel.report(Zapping(mm, start, end))
+    zap_page_range_single(vma, start, end)
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def madvise_dontneed_vma_locked(mm: Mm, start: Address, end: Address) -> None:
-    """Empty [start, end) under the VMA lock, and under mmap_lock only where that cannot be had.
+def _unless_locked(advise: Callable[[Vma, Address, Address], None]) -> Behavior:
+    """Kernel: mm/madvise.c, madvise_dontneed_free_valid_vma(), can_madv_lru_vma()."""
 
-    Kernel: mm/madvise.c, get_lock_mode(), try_vma_read_lock().
-    """
-    vma = lock_vma_under_rcu(mm, start)
-    if vma is not None and vma.vm_end < end:
-        vma.vm_lock.leave()
-        vma = None
-    if vma is None:
-        madvise_dontneed(mm, start, end)
-        return
-    is_zapped = madvise_dontneed_single_vma(vma, start, end)
-    vma.vm_lock.leave()
-    if is_zapped:
-        mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
+    def act(vma: Vma, start: Address, end: Address) -> int:
+        if vma.vm_flags & VM_LOCKED:
+            return -errno.EINVAL
+        advise(vma, start, end)
+        return 0
+
+    return act
 
 
-def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> bool:
-    """Empty what a VMA has of a range, unless it is locked; returns whether it is not. Caller holds the
-    VMA or mmap_lock.
-
-    Kernel: mm/madvise.c, madvise_dontneed_single_vma(), madvise_dontneed_free_valid_vma().
-    """
-    if vma.vm_flags & VM_LOCKED:
-        return False
-    vma.vm_mm.kernel.report(Zapping(vma.vm_mm, start, end))
-    zap_page_range_single(vma, start, min(end, vma.vm_end))
-    return True
-
-
-_BEHAVIORS: Final[dict[int, Callable[[Vma, Address, Address], object]]] = {
-    MADV_DONTNEED: madvise_dontneed_single_vma,
-    MADV_FREE: madvise_free_single_vma,
-    MADV_COLD: madvise_cold,
-    MADV_PAGEOUT: madvise_pageout,
+_BEHAVIORS: Final[dict[int, tuple[Behavior, LockMode]]] = {
+    MADV_DONTNEED: (_unless_locked(madvise_dontneed_single_vma), LockMode.VMA_READ),
+    MADV_FREE: (_unless_locked(madvise_free_single_vma), LockMode.VMA_READ),
+    MADV_COLD: (_unless_locked(madvise_cold), LockMode.MMAP_READ),
+    MADV_PAGEOUT: (_unless_locked(madvise_pageout), LockMode.MMAP_READ),
+    MADV_HUGEPAGE: (_update(VM_NOHUGEPAGE, VM_HUGEPAGE), LockMode.MMAP_WRITE),
+    MADV_NOHUGEPAGE: (_update(VM_HUGEPAGE, VM_NOHUGEPAGE), LockMode.MMAP_WRITE),
 }
-"""Advice that leaves VMAs as they are."""
+"""Advice -> what it does to the part of each VMA, and under which lock."""

@@ -56,7 +56,6 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.reports import Discarding
 from mthp.mm.swap_state import swap_pte_batch
 from mthp.mm.swapfile import folio_free_swap, swap_put_entries_direct
-from mthp.mm.vm_flags import VM_LOCKED
 from mthp.mm.vmscan import reclaim_pages
 from mthp.words.units import Address, Folio
 
@@ -116,8 +115,6 @@ def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
     """
     mm = vma.vm_mm
     kernel = mm.kernel
-    if vma.vm_flags & VM_LOCKED:
-        return
     kernel.report(Discarding(mm, start, end))
     lru_add_drain(kernel.mem, kernel.this_cpu)
     with mmu_notifier_invalidate_range(mm, start, end):
@@ -225,8 +222,6 @@ def _cold_or_pageout(vma: Vma, start: Address, end: Address, *, pageout: bool) -
     """Kernel: mm/madvise.c, can_madv_lru_vma(), madvise_cold_or_pageout_pte_range()."""
     mm = vma.vm_mm
     kernel = mm.kernel
-    if vma.vm_flags & VM_LOCKED:
-        return
     lru_add_drain(kernel.mem, kernel.this_cpu)
     for first, last in mm.geometry.pmd_ranges(start, end):
         pmd = mm_find_pmd(mm, first)

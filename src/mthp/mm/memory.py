@@ -312,6 +312,7 @@ def do_cow_fault(vma: Vma, address: Address, pmd: PmdPtr) -> None:
     """
     mm = vma.vm_mm
     kernel = mm.kernel
+    anon_vma_prepare(vma)
     pte_alloc(mm, pmd)
     folio = new_anon_folio(mm, kernel.files.get(vma.file, 0))
     if folio is None:

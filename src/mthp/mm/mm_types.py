@@ -145,6 +145,9 @@ MMF_DISABLE_THP_COMPLETELY: Final = 1 << 1
 MMF_DISABLE_THP_EXCEPT_ADVISED: Final = 1 << 2
 MM_ANONPAGES: Final = "MM_ANONPAGES"
 MM_SWAPENTS: Final = "MM_SWAPENTS"
+FLOOR: Final = 0
+CEILING: Final = 1 << 64
+"""Before and after every mapping. Kernel: FIRST_USER_ADDRESS, USER_PGTABLES_CEILING."""
 
 
 class Mm:
@@ -249,16 +252,24 @@ class Mm:
         self.vmas.insert(at, vma)
 
     def unlink_vma(self, vma: Vma) -> None:
-        """Remove a mapping from the tree, page tables left alone. Kernel: mm/vma.c, vma_iter_clear()."""
-        self.mm_mt.write(self.mm_mt.value + 1)
-        at = self.vmas.index(vma)
-        del self.vmas[at], self._starts[at], self._ends[at]
-        self.unlinked_vmas.append(vma)
-        vma.detached = True
-        self._unlink_anon_vmas(vma)
+        """Let neither lookup nor rmap walk find a mapping any more, page tables left alone."""
+        self.detach_vmas((vma,))
+        self.leave_anon_vmas(vma)
 
-    def _unlink_anon_vmas(self, vma: Vma) -> None:
-        """Let no rmap walk find a VMA any more. Kernel: mm/rmap.c, unlink_anon_vmas()."""
+    def detach_vmas(self, vmas: Sequence[Vma]) -> None:
+        """Remove neighbours from the tree. Kernel: mm/vma.c, vma_iter_clear(), vma_mark_detached()."""
+        if not vmas:
+            return
+        self.mm_mt.write(self.mm_mt.value + 1)
+        at = self.vmas.index(vmas[0])
+        gone = slice(at, at + len(vmas))
+        del self.vmas[gone], self._starts[gone], self._ends[gone]
+        for vma in vmas:
+            self.unlinked_vmas.append(vma)
+            vma.detached = True
+
+    def leave_anon_vmas(self, vma: Vma) -> None:
+        """Let no rmap walk find a VMA any more."""
         for each in vma.anon_vma_chain:
             each.vmas.remove(vma)
             if not each.vmas and each.parent is not None:
@@ -276,6 +287,12 @@ class Mm:
         vma.vm_pgoff += (start - vma.vm_start) >> self.geometry.page_shift
         self._starts[at] = vma.vm_start = start
         self._ends[at] = vma.vm_end = end
+
+    def gap_around(self, address: Address) -> tuple[Address, Address]:
+        """Where the mapping before an address that lies in none ends, and the one after begins."""
+        at = bisect_right(self._starts, address)
+        ends, starts = self._ends[at - 1 : at], self._starts[at : at + 1]
+        return next(iter(ends), FLOOR), next(iter(starts), CEILING)
 
     def vma_before(self, vma: Vma) -> Vma | None:
         """The mapping before one. Kernel: include/linux/mm.h, vma_prev()."""

@@ -9,23 +9,25 @@ from mthp.mm.mm_types import Mm, Vma
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.reports import Zapped, Zapping
 from mthp.mm.vm_flags import VM_ACCOUNT, VM_READ, VM_SOFTDIRTY, VM_WRITE
-from mthp.mm.vma import free_pmd_pages, unmap_region
-from mthp.mm.vma_modify import VmaMerge, split_vma, vma_merge_new_range
+from mthp.mm.vma import do_vmi_munmap
+from mthp.mm.vma_modify import VmaMerge, vma_merge_new_range
 from mthp.words.units import Address
 
 
-def do_mmap(mm: Mm, start: Address, end: Address, vm_flags: int) -> int:
-    """Map private anonymous memory at [start, end), where nothing is left of what was there; 0.
+def do_mmap(mm: Mm, start: Address, end: Address, vm_flags: int, file: str | None = None) -> int:
+    """Map private memory at [start, end), where nothing is left of what was there; 0. file: whose it is, None
+    where it is anonymous.
 
+    Divergence: what was there leaves the tree before it is emptied.
     Kernel: mm/mmap.c, do_mmap(); mm/vma.c, __mmap_region(). mmap(MAP_FIXED).
     """
     with mm.mmap_write_lock():
-        do_vmi_munmap(mm, start, end)
-        mmap_region(mm, start, end, vm_flags | VM_SOFTDIRTY)
+        do_munmap(mm, start, end)
+        mmap_region(mm, start, end, vm_flags | VM_SOFTDIRTY, file)
     return 0
 
 
-def mmap_region(mm: Mm, start: Address, end: Address, vm_flags: int) -> Vma:
+def mmap_region(mm: Mm, start: Address, end: Address, vm_flags: int, file: str | None) -> Vma:
     """Map a range that is free: a neighbour grows over it, or it is a VMA of its own. Kernel: mm/vma.c,
     __mmap_region().
     """
@@ -33,9 +35,9 @@ def mmap_region(mm: Mm, start: Address, end: Address, vm_flags: int) -> Vma:
     prev = mm.vma_lookup(start - 1)
     pgoff = start >> mm.geometry.page_shift
     merge = VmaMerge(mm, start, end, vm_flags, pgoff, prev=prev, next=after)
-    vma = vma_merge_new_range(merge)
+    vma = vma_merge_new_range(merge) if file is None else None
     if vma is None:
-        vma = mm.mmap(start, end, vm_flags)
+        vma = mm.mmap(start, end, vm_flags, file=file)
         vma_start_write(vma)
     return vma
 
@@ -54,7 +56,7 @@ def do_brk(mm: Mm, brk: Address) -> int:
         if brk < mm.brk:
             if other is None or other.vm_start >= high:
                 return -errno.ENOMEM
-            do_vmi_munmap(mm, low, high)
+            do_munmap(mm, low, high)
         elif brk > mm.brk:
             if other is not None and other.vm_start < high + mm.geometry.page_size:
                 return -errno.ENOMEM
@@ -75,32 +77,20 @@ def do_brk_flags(mm: Mm, start: Address, end: Address) -> Vma:
     return vma
 
 
-def do_munmap(mm: Mm, start: Address, end: Address) -> int:
+def vm_munmap(mm: Mm, start: Address, end: Address) -> int:
     """Unmap a range, of which anything may be mapped; 0. Kernel: mm/vma.c, __vm_munmap()."""
     with mm.mmap_write_lock():
-        do_vmi_munmap(mm, start, end)
-    mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
+        do_munmap(mm, start, end)
     return 0
 
 
-def do_vmi_munmap(mm: Mm, start: Address, end: Address) -> None:
-    """Unmap a range: VMAs across its edges are split first. Caller holds mmap_lock for writing.
+def do_munmap(mm: Mm, start: Address, end: Address) -> None:
+    """Give up what is mapped in a range. Caller holds mmap_lock for writing.
 
-    Divergence: VMA after VMA, where the kernel takes all out of the tree before it empties any.
-    Kernel: mm/vma.c, do_vmi_munmap(), vms_gather_munmap_vmas().
+    Kernel: mm/mmap.c, do_munmap().
     """
-    first = mm.vma_lookup(start)
-    if first is not None and first.vm_start < start:
-        split_vma(first, start, new_below=True)
-    gone: list[Vma] = []
-    for vma in mm.for_each_vma(start):
-        if vma.vm_start >= end:
-            break
-        if vma.vm_end > end:
-            split_vma(vma, end, new_below=False)
-        vma_start_write(vma)
-        gone.append(vma)
-    for vma in gone:
-        mm.kernel.report(Zapping(mm, vma.vm_start, vma.vm_end))
-        unmap_region(vma, vma.vm_start, vma.vm_end)
-    free_pmd_pages(mm, start, end)
+    vma = mm.find_vma(start)
+    if vma is not None and vma.vm_start < end:
+        mm.kernel.report(Zapping(mm, start, end))
+        do_vmi_munmap(mm, start, end)
+        mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))

@@ -15,9 +15,11 @@ def vma_start_write(vma: Vma) -> None:
     Caller holds mmap_lock for writing. Waits for readers (a positive word).
     Kernel: mm/mmap_lock.c, __vma_start_write().
     """
-    vma.vm_mm.mmap_lock.assert_held()
-    vma.vm_lock.mark()
-    vma.vm_mm.write_locked_vmas.append(vma)
+    mm = vma.vm_mm
+    mm.mmap_lock.assert_held()
+    if vma not in mm.write_locked_vmas:
+        vma.vm_lock.mark()
+        mm.write_locked_vmas.append(vma)
 
 
 def lock_vma_under_rcu(mm: Mm, address: Address) -> Vma | None:

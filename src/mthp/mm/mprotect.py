@@ -201,18 +201,6 @@ def pmd_modify(vma: Vma, pmdval: Pmd) -> Pmd:
     return pmdval if kept else Pmd(Pte(pmdval & ~DIRTY))
 
 
-def mprotect(mm: Mm, start: Address, end: Address) -> None:
-    """Make a whole mapping read-only. Kernel: mm/mprotect.c, do_mprotect_pkey()."""
-    with mm.mmap_write_lock():
-        vma = mm.vma_lookup(start)
-        if vma is None:
-            return
-        vma_start_write(vma)
-        vma.vm_flags &= ~VM_WRITE
-        mm.kernel.report(StoresForbidden(mm, vma))
-        change_protection(vma, start, end, Right.STORES)
-
-
 def do_mprotect(mm: Mm, start: Address, end: Address, rights: int) -> int:
     """Give a range other rights (VM_READ, VM_WRITE, VM_EXEC): 0, or -ENOMEM at the first gap.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mremap() of a whole mapping, and exec's shift of its temporary stack. Kernel: mm/mremap.c."""
+"""mremap(), and exec's shift of its temporary stack. Kernel: mm/mremap.c."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mthp.machine.hold import Hold
 from mthp.mm.huge_memory import pmdp_huge_clear_flush, split_huge_pmd
 from mthp.mm.memory import pte_alloc
 from mthp.mm.mm_types import Mm, PmdPtr, Vma, linear_page_index
-from mthp.mm.mmap import do_vmi_munmap
+from mthp.mm.mmap import do_munmap
 from mthp.mm.mmap_lock import vma_start_write
 from mthp.mm.mmu_notifier import mmu_notifier_invalidate_range
 from mthp.mm.pgtable import (
@@ -41,27 +41,9 @@ from mthp.mm.pgtable_types import (
 from mthp.mm.reports import Moving
 from mthp.mm.rmap import anon_vma_clone, anon_vma_lock_write
 from mthp.mm.vm_flags import VM_STACK_INCOMPLETE
-from mthp.mm.vma import unmap_region
+from mthp.mm.vma import do_vmi_munmap
 from mthp.mm.vma_modify import VmaMerge, vma_merge_new_range
 from mthp.words.units import Address
-
-
-def mremap(mm: Mm, start: Address, to: int) -> None:
-    """Move the mapping that begins at start to another place, which is free.
-
-    Kernel: mm/mremap.c, mremap_to(), move_vma(), copy_vma_and_data().
-    """
-    with mm.mmap_write_lock():
-        vma = mm.find_vma(start)
-        if vma is None or vma.vm_start != start:
-            return
-        vma_start_write(vma)
-        new = copy_vma(vma, to, vma.vm_flags)
-        length = vma.vm_end - start
-        mm.kernel.report(Moving(mm, start, to, length, mm.machine.current.name))
-        move_page_tables(vma, start, to, length)
-        unmap_source_vma(vma)
-        assert new in mm.vmas
 
 
 def do_mremap(mm: Mm, start: Address, end: Address, to: Address) -> int:
@@ -92,16 +74,17 @@ def move_vma(mm: Mm, start: Address, end: Address, to: Address) -> None:
 
     Kernel: mm/mremap.c, mremap_to(), move_vma(), copy_vma_and_data(), unmap_source_vma().
     """
-    do_vmi_munmap(mm, to, to + end - start)
+    do_munmap(mm, to, to + end - start)
     vma = mm.vma_lookup(start)
     assert vma is not None
     vma_start_write(vma)
-    copy_vma_range(vma, start, end, to)
+    copy_vma(vma, start, end, to, vma.vm_flags)
+    mm.kernel.report(Moving(mm, start, to, end - start, mm.machine.current.name))
     move_page_tables(vma, start, to, end - start)
     do_vmi_munmap(mm, start, end)
 
 
-def copy_vma_range(vma: Vma, start: Address, end: Address, to: Address) -> Vma:
+def copy_vma(vma: Vma, start: Address, end: Address, to: Address, vm_flags: int) -> None:
     """Make a mapping of a part's pages elsewhere: a neighbour there grows, or it is a VMA of its own.
 
     Kernel: mm/vma.c, copy_vma(), vma_merge_copied_range().
@@ -112,32 +95,13 @@ def copy_vma_range(vma: Vma, start: Address, end: Address, to: Address) -> Vma:
         pgoff = to >> mm.geometry.page_shift
     stop = to + end - start
     merge = VmaMerge(
-        mm, to, stop, vma.vm_flags, pgoff, vma.anon_vma,
+        mm, to, stop, vm_flags, pgoff, vma.anon_vma,
         mm.vma_lookup(to - 1), mm.find_vma(to), copied_from=vma,
     )  # fmt: skip
-    new = vma_merge_new_range(merge)
-    if new is None:
-        new = mm.mmap(to, stop, vma.vm_flags, file=vma.file)
+    if vma.file is not None or vma_merge_new_range(merge) is None:
+        new = mm.mmap(to, stop, vm_flags, file=vma.file)
         new.vm_pgoff = pgoff
         anon_vma_clone(new, vma)
-    return new
-
-
-def copy_vma(vma: Vma, to: int, vm_flags: int) -> Vma:
-    """Make the same pages' mapping elsewhere, which rmap walks meet after the old one.
-
-    Kernel: mm/vma.c, copy_vma(); mm/rmap.c, anon_vma_clone().
-    """
-    mm = vma.vm_mm
-    new = mm.mmap(to, to + vma.vm_end - vma.vm_start, vm_flags, file=vma.file)
-    new.vm_pgoff = vma.vm_pgoff
-    anon_vma_clone(new, vma)
-    return new
-
-
-def unmap_source_vma(vma: Vma) -> None:
-    """Remove the old mapping, with the tables that are left. Kernel: mm/mremap.c."""
-    unmap_region(vma, vma.vm_start, vma.vm_end)
 
 
 def relocate_vma_down(mm: Mm, to: int) -> None:
@@ -149,11 +113,11 @@ def relocate_vma_down(mm: Mm, to: int) -> None:
     with mm.mmap_write_lock():
         vma = next(each for each in mm.vmas if each.vm_flags & VM_STACK_INCOMPLETE)
         vma_start_write(vma)
-        start, length = vma.vm_start, vma.vm_end - vma.vm_start
-        mm.kernel.report(Moving(mm, start, to, length, mm.machine.current.name))
-        move_page_tables(vma, start, to, length)
-        copy_vma(vma, to, vma.vm_flags & ~VM_STACK_INCOMPLETE)
-        unmap_source_vma(vma)
+        start, end = vma.vm_start, vma.vm_end
+        mm.kernel.report(Moving(mm, start, to, end - start, mm.machine.current.name))
+        move_page_tables(vma, start, to, end - start)
+        copy_vma(vma, start, end, to, vma.vm_flags & ~VM_STACK_INCOMPLETE)
+        do_vmi_munmap(mm, start, end)
 
 
 def move_page_tables(vma: Vma, start: Address, to: int, length: int) -> None:

@@ -160,10 +160,10 @@ def pte_free(table: PageTable) -> None:
     table.state = TableState.FREED
 
 
-def pte_free_tlb(table: PageTable) -> None:
+def pte_free_defer(table: PageTable) -> None:
     """Free a table once every walker that may be inside has left; its words stay until then.
 
-    Divergence: the end of that time is never seen. Kernel: mm/mmu_gather.c, tlb_remove_table().
+    Divergence: the end of that time is never seen. Kernel: mm/pgtable-generic.c, pte_free_defer().
     """
     table.state = TableState.DEFERRED
 

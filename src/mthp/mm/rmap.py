@@ -81,6 +81,13 @@ def anon_vma_clone(target: Vma, source: Vma, *, fork: bool = False) -> None:
             target.anon_vma.num_active_vmas += 1
 
 
+def unlink_anon_vmas(vma: Vma) -> None:
+    """Let no rmap walk find a VMA any more. Kernel: mm/rmap.c, unlink_anon_vmas()."""
+    if vma.anon_vma is not None:
+        with anon_vma_lock_write(vma.anon_vma):
+            vma.vm_mm.leave_anon_vmas(vma)
+
+
 def anon_vma_fork(copy: Vma, vma: Vma) -> None:
     """Let rmap walks of a VMA's folios find its copy too, and give the copy an anon_vma for pages of its own.
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mthp.mm.fork import dup_mmap
-from mthp.mm.madvise import madvise_dontneed
+from mthp.mm.madvise import MADV_DONTNEED, LockMode, do_madvise
 from mthp.mm.mmu import load, store
 from mthp.mm.page_flags import PAGE_ANON_EXCLUSIVE
 from mthp.mm.pgtable import pmd_ptr
@@ -26,21 +26,26 @@ def _room_beside(stage: Stage) -> None:
         stage.unmap_page(stage.beside)
 
 
+def zap(stage: Stage, start: int, end: int, lock_mode: LockMode = LockMode.MMAP_READ) -> None:
+    """MADV_DONTNEED; under mmap_lock as before Linux 6.16, or where the VMA's lock does not suffice."""
+    do_madvise(stage.mm, start, end, MADV_DONTNEED, lock_mode)
+
+
 def _zap_and_store(stage: Stage) -> None:
-    madvise_dontneed(stage.mm, START, stage.end)
+    zap(stage, START, stage.end)
     store(stage.mm, stage.window, 200)
 
 
 def _zap_load_and_store(stage: Stage) -> None:
     """The load is given the huge zero page, which the store does not leave there."""
-    madvise_dontneed(stage.mm, START, stage.end)
+    zap(stage, START, stage.end)
     load(stage.mm, stage.window)
     store(stage.mm, stage.window, 200)
 
 
 def _zap_window_and_store(stage: Stage) -> None:
     end = stage.window + stage.kernel.geometry.order_bytes(stage.order)
-    madvise_dontneed(stage.mm, stage.window, end)
+    zap(stage, stage.window, end)
     store(stage.mm, stage.window, 200)
 
 

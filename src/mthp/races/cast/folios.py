@@ -9,7 +9,6 @@ from typing import Final
 from mthp.mm.huge_memory_split import deferred_split_scan, split_huge_pages_pid, split_isolated
 from mthp.mm.ksm import ksm_do_scan
 from mthp.mm.list_lru import Sublist
-from mthp.mm.madvise import madvise_dontneed
 from mthp.mm.memory_failure import memory_failure
 from mthp.mm.migrate import migrate_folio, move_page
 from mthp.mm.page_flags import (
@@ -24,6 +23,7 @@ from mthp.mm.page_flags import (
 from mthp.mm.shrinker import SHRINK_BATCH
 from mthp.mm.vm_flags import VM_DEFAULT, VM_MERGEABLE
 from mthp.races.cast.accesses import store_and_load
+from mthp.races.cast.faults import zap
 from mthp.races.cast.rival import (
     BESIDE,
     BESIDE_WINDOW,
@@ -90,7 +90,7 @@ def _queue_part_of_table(stage: Stage) -> None:
     """The whole table was one large folio, of which a page beside the window is not mapped any more."""
     _large_table(stage)
     if stage.beside is not None:
-        madvise_dontneed(stage.mm, stage.address(stage.beside), stage.address(stage.beside + 1))
+        zap(stage, stage.address(stage.beside), stage.address(stage.beside + 1))
         del stage.pages[stage.beside]
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from mthp.mm.folio import lru_add_drain
 from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm
-from mthp.mm.madvise import madvise_dontneed, madvise_dontneed_vma_locked, madvise_free
+from mthp.mm.madvise import MADV_FREE, LockMode, do_madvise
+from mthp.mm.mmap import do_mmap, vm_munmap
 from mthp.mm.mmu import store
-from mthp.mm.mprotect import mprotect, task_numa_work
-from mthp.mm.mremap import mremap, relocate_vma_down
+from mthp.mm.mprotect import do_mprotect, task_numa_work
+from mthp.mm.mremap import do_mremap, relocate_vma_down
 from mthp.mm.page_flags import PG_LOCKED
 from mthp.mm.pgtable import pmd_ptr
+from mthp.mm.reports import StoredTo
 from mthp.mm.task_mmu import clear_refs_write
-from mthp.mm.vm_flags import VM_DEFAULT, VM_EXEC, VM_STACK_INCOMPLETE
-from mthp.mm.vma import munmap_and_mmap, munmap_tail
+from mthp.mm.vm_flags import VM_DEFAULT, VM_NORESERVE, VM_READ, VM_STACK_INCOMPLETE
 from mthp.mm.vmscan import shrink_folio
-from mthp.races.cast.faults import add_child
+from mthp.races.cast.faults import add_child, zap
 from mthp.races.cast.rival import (
     ELSEWHERE,
     FIRST,
@@ -37,12 +38,12 @@ def _lock_first_page(stage: Stage) -> None:
 def _zap_locked(stage: Stage) -> None:
     stage.kernel.mem.folio_unlock(stage.pages[0])
     stage.kernel.mem.folio_put(stage.pages[0])
-    madvise_dontneed(stage.mm, START, stage.end)
+    zap(stage, START, stage.end)
 
 
 def _put_and_zap(stage: Stage) -> None:
     stage.kernel.mem.folio_put(stage.pages[0])
-    madvise_dontneed_vma_locked(stage.mm, START, stage.end)
+    zap(stage, START, stage.end, LockMode.VMA_READ)
 
 
 def _store_and_rest(stage: Stage, address: int, value: int) -> None:
@@ -51,27 +52,26 @@ def _store_and_rest(stage: Stage, address: int, value: int) -> None:
     lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
 
 
+def _map_again(stage: Stage, start: int) -> None:
+    """What the mapping has from start on becomes another mapping's, which is stored to."""
+    do_mmap(stage.mm, start, stage.stop, VM_DEFAULT | VM_NORESERVE)
+    _store_and_rest(stage, max(start, stage.window), 220)
+
+
 def _map_file(stage: Stage) -> None:
-    munmap_and_mmap(stage.mm, stage.start, FILE)
+    mm, kernel = stage.mm, stage.kernel
+    do_mmap(mm, stage.start, stage.stop, VM_DEFAULT, FILE)
+    for address in range(stage.start, stage.stop, mm.geometry.page_size):
+        kernel.report(StoredTo(mm, address, kernel.files[FILE], kernel.machine.current.name))
     _store_and_rest(stage, stage.window, 210)
 
 
-def _map_behind(stage: Stage, start: int) -> None:
-    """What the mapping has from start on becomes another mapping's, which is stored to."""
-
-    def mmap(first: int, end: int) -> None:
-        stage.mm.link_anon_vma(stage.mm.mmap(first, end, VM_DEFAULT | VM_EXEC))
-
-    munmap_tail(stage.mm, start, mmap)
-    _store_and_rest(stage, start, 220)
-
-
 def _zap_second(stage: Stage) -> None:
-    madvise_dontneed(stage.mm, stage.address(1), stage.address(2))
+    zap(stage, stage.address(1), stage.address(2))
 
 
 def _free_lazily(stage: Stage) -> None:
-    madvise_free(stage.mm, stage.window, stage.address(1))
+    do_madvise(stage.mm, stage.window, stage.address(1), MADV_FREE)
     lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
     shrink_folio(stage.kernel, stage.pages[0])
 
@@ -101,39 +101,39 @@ STACK = "exec's temporary stack is left alone, and is elsewhere once it is shift
 # fmt: off
 MAPPINGS = (
     Rival("zap", "MADV_DONTNEED of the whole table",
-        lambda stage: madvise_dontneed(stage.mm, START, stage.end)),
+        lambda stage: zap(stage, START, stage.end)),
     Rival("zap-page", "MADV_DONTNEED of one page of the window",
-        lambda stage: madvise_dontneed(stage.mm, stage.window, stage.address(1))),
+        lambda stage: zap(stage, stage.window, stage.address(1))),
     Rival("zap-second", "MADV_DONTNEED of the window's second page", _zap_second),
     Rival("zap-vma", "MADV_DONTNEED of the whole table under the VMA lock",
-        lambda stage: madvise_dontneed_vma_locked(stage.mm, START, stage.end)),
+        lambda stage: zap(stage, START, stage.end, LockMode.VMA_READ)),
     Rival("zap-page-vma", "the same of one page of the window",
-        lambda stage: madvise_dontneed_vma_locked(stage.mm, stage.window, stage.address(1))),
+        lambda stage: zap(stage, stage.window, stage.address(1), LockMode.VMA_READ)),
     Rival("zap-locked", "a locked page is unlocked and zapped", _zap_locked, _lock_first_page, FIRST),
     Rival("zap-put", "a reference to a page is put, and the table zapped and given back", _put_and_zap,
         lambda stage: stage.kernel.mem.refcount.take(stage.pages[0], 1), FIRST),
     Rival("zap-large", "MADV_DONTNEED of a page of a large folio", _zap_second, Stage.map_large,
         WINDOW, never_below_pmd=IS_LARGE),
     Rival("lazyfree", "MADV_FREE of a page, and reclaim that drops it", _free_lazily),
-    Rival("remap", "munmap() and mmap() of the same range",
-        lambda stage: munmap_and_mmap(stage.mm, stage.start)),
-    Rival("remap-file", "munmap(), and mmap() of a file there, of which a page is stored to", _map_file),
-    Rival("remap-tail", "munmap() of all but the first page of the window, and another mapping there",
-        lambda stage: _map_behind(stage, stage.address(1))),
-    Rival("remap-last", "munmap() of the mapping's last table, and another mapping there",
-        lambda stage: _map_behind(stage, stage.last), needs=TABLES),
+    Rival("remap", "mmap() over the whole mapping, and a store there",
+        lambda stage: _map_again(stage, stage.start)),
+    Rival("remap-file", "mmap() of a file over the mapping, of which a page is stored to", _map_file),
+    Rival("remap-tail", "mmap() over all but the first page of the window, and a store there",
+        lambda stage: _map_again(stage, stage.address(1))),
+    Rival("remap-last", "mmap() over the mapping's last table, and a store there",
+        lambda stage: _map_again(stage, stage.last), needs=TABLES),
     Rival("shrink-last", "munmap() of the mapping's last table",
-        lambda stage: munmap_tail(stage.mm, stage.last), needs=TABLES),
+        lambda stage: vm_munmap(stage.mm, stage.last, stage.stop), needs=TABLES),
     Rival("shrink", "munmap() of all but the first page of the window",
-        lambda stage: munmap_tail(stage.mm, stage.address(1))),
+        lambda stage: vm_munmap(stage.mm, stage.address(1), stage.stop)),
     Rival("mremap", "mremap() moves the whole table elsewhere",
-        lambda stage: mremap(stage.mm, stage.start, stage.far), _reach_far, takes=ELSEWHERE),
+        lambda stage: do_mremap(stage.mm, stage.start, stage.stop, stage.far), _reach_far, takes=ELSEWHERE),
     Rival("mremap-ptes", "mremap() moves the table's pages one by one",
-        lambda stage: mremap(stage.mm, stage.start,
+        lambda stage: do_mremap(stage.mm, stage.start, stage.stop,
             stage.far + stage.kernel.geometry.page_size),
         _reach_far, takes=ELSEWHERE),
     Rival("mprotect", "mprotect() takes the right to store away",
-        lambda stage: mprotect(stage.mm, START, stage.end)),
+        lambda stage: do_mprotect(stage.mm, START, stage.end, VM_READ)),
     Rival("numa-hint", "NUMA hints are given to the table, and a store hits one", _hint_and_store),
     Rival("soft-dirty", "soft-dirty marks are cleared, then a page is stored to", _clear_and_store),
     Rival("fork", "fork() of the process",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from mthp.mm.folio import lru_add_drain
-from mthp.mm.madvise import MADV_COLD, MADV_PAGEOUT, do_madvise, madvise_free
+from mthp.mm.madvise import MADV_COLD, MADV_FREE, MADV_PAGEOUT, do_madvise
 from mthp.mm.memory import handle_user_fault
 from mthp.mm.mmu import store
 from mthp.mm.page_flags import PG_DIRTY, PG_LOCKED, PG_SWAPCACHE, PG_WRITEBACK
@@ -123,13 +123,13 @@ def _of_table(behavior: int) -> OnStage:
 
 def _free_large(stage: Stage) -> None:
     """All of the large folio is given up, and reclaim drops it."""
-    madvise_free(stage.mm, stage.window, stage.address(2))
+    do_madvise(stage.mm, stage.window, stage.address(2), MADV_FREE)
     shrink_folio(stage.kernel, stage.pages[0])
 
 
 def _free_part(stage: Stage) -> None:
     """A page of the large folio is given up, which is split for that, and reclaim drops the page."""
-    madvise_free(stage.mm, stage.window, stage.address(1))
+    do_madvise(stage.mm, stage.window, stage.address(1), MADV_FREE)
     lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
     shrink_folio(stage.kernel, stage.pages[0])
 
