@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mthp.cli import main
+from mthp.cli import build_parser, main
+from mthp.cli.planning import planning_of
+from mthp.report.web.answer import now_text
 from tests.report.html_page import stands_alone
 
 TRADE = "These settings are a trade for this program"
@@ -72,3 +74,20 @@ def test_the_picture_is_what_the_makefile_writes(
     title = root.find("{http://www.w3.org/2000/svg}title")
     assert title is not None
     assert "91% of 52.7 MiB in large folios" in str(title.text)
+
+
+@pytest.mark.parametrize(
+    ("now", "why"),
+    [
+        (("--enabled", "all=never,never"), "every size is off"),
+        (("--enabled", "2048kB=inherit,madvise"), "asks it for (madvise)"),
+        (("--enabled", "2048kB=always"), ""),
+    ],
+)
+def test_it_says_why_nothing_is_merged_as_set(now: tuple[str, ...], why: str) -> None:
+    """As far as the settings say; nothing where something is merged."""
+    args = build_parser().parse_args(["plan", REDIS, "--profile", "7.3", "--quiet", *now])
+    planning, _ = planning_of(args)
+    plan = planning.planner.plan(planning.given)
+    assert bool(plan.windows) == (not why)
+    assert why in now_text(plan) and bool(now_text(plan)) == bool(why)

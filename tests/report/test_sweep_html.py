@@ -15,7 +15,7 @@ import pytest
 from mthp.cli import build_parser, main
 from mthp.cli.planning import drawn, planning_of
 from mthp.cli.sweep import sweep_of
-from mthp.plan.records import Picture, Sweep
+from mthp.plan.records import Picture, Sweep, TlbKind
 from mthp.report.phrases import percent
 from mthp.report.sweep import boot_parameter, plan_name, tuned_lines, writes
 from mthp.report.sweep_html import html_text, shown_settings
@@ -114,6 +114,9 @@ def test_it_says_what_to_take_and_how_to_write_it() -> None:
     lines = writes(made.base, made.chosen.settings)
     assert page.texts("pre") == [
         "\n".join(f"echo {value} > {path}" for path, value in lines),
+        "\n".join(
+            f"echo {value} > {path}" for path, value in writes(made.chosen.settings, made.base)
+        ),
         "\n".join(f"w {path} - - - - {value}" for path, value in lines),
         "\n".join(tuned_lines(lines)),
         boot_parameter(made.chosen.settings),
@@ -125,6 +128,8 @@ def test_it_says_what_to_take_and_how_to_write_it() -> None:
         assert each in page.texts("li")
     assert "prediction" in text
     assert "Page faults, which also make large folios" in text
+    assert f"which reach {percent(made.chosen.reached(TlbKind.X86), made.chosen.mapped)} of" in text
+    assert "not measured" in text and "Longest stop" in text
 
 
 def test_it_says_when_there_is_nothing_to_write() -> None:

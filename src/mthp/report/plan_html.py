@@ -10,7 +10,8 @@ from mthp.plan.records import BulkVerdict, Comparison, Picture
 from mthp.report.basis import name_of
 from mthp.report.phrases import percent
 from mthp.report.plan import come_back_text, figure_rows, grounds_text, size_rows
-from mthp.report.sweep import plan_name, within_text
+from mthp.report.sweep import plan_name
+from mthp.report.web.answer import now_text, reach_text, tiles
 from mthp.report.web.how import WORDS, how_lines, rests_on
 from mthp.report.web.memory_map import map_data, map_lines, mapping_lines
 from mthp.report.web.page import page_text, scrolls, text_of
@@ -73,19 +74,14 @@ def _verdict(comparison: Comparison) -> Iterator[str]:
             f"With what is set now ({plan_name(now)}) it will be {percent(now.large, now.mapped)} and "
             f"{now.translations:,}. "
         )
-    lead += f"These settings take {human_bytes(given.memory_added)} more memory than there is now"
+    lead += reach_text(given, now)
+    lead += f" These settings take {human_bytes(given.memory_added)} more memory than there is now"
     if given.memory_added != now.memory_added:
         lead += f", those that are set {human_bytes(now.memory_added)}"
-    yield f'<p class="lead">{escape(lead)}.</p>{WORDS}<ul class="figures">'
-    for name, value, before in (
-        ("In large folios", *(percent(each.large, each.mapped) for each in (given, now))),
-        ("TLB entries", *(f"{each.translations:,}" for each in (given, now))),
-        ("Memory added", *(human_bytes(each.memory_added) for each in (given, now))),
-        ("Copied, once", *(human_bytes(each.copied_bytes) for each in (given, now))),
-        ("Done within", *(within_text(each) for each in (given, now))),
-    ):
-        yield f"<li>{name}<b>{value}</b>as set now: {before}</li>"
-    yield "</ul>"
+    yield f'<p class="lead">{escape(lead)}.</p>{WORDS}'
+    yield from tiles(given, now, comparison.costs)
+    if now.settings != given.settings:
+        yield f'<p class="dim">As set now: {plan_name(now)}.{now_text(now)}</p>'
 
 
 def _figures(comparison: Comparison) -> Iterator[str]:

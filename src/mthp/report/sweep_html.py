@@ -24,10 +24,12 @@ from mthp.report.sweep import (
     wish_text,
     within_text,
 )
+from mthp.report.web.answer import now_text, reach_text, tiles
 from mthp.report.web.how import WORDS, how_lines, rests_on
 from mthp.report.web.memory_map import map_data, map_lines, mapping_lines
 from mthp.report.web.page import page_text, scrolls, text_of
 from mthp.report.web.time_curve import time_lines
+from mthp.words.costs import PUBLISHED
 from mthp.words.settings import Enabled, Settings
 from mthp.words.units import human_bytes
 
@@ -109,19 +111,13 @@ def _answer(sweep: Sweep) -> Iterator[str]:
             "This tells Linux how far to merge small pages into larger ones. Predicted: "
             f"{percent(plan.large, plan.mapped)} of {human_bytes(plan.mapped)} will be in large folios, and "
             f"the processor needs {plan.translations:,} TLB entries to reach all of it instead of "
-            f"{now.translations:,}. That takes {human_bytes(plan.memory_added)} more memory."
+            f"{now.translations:,}. {reach_text(plan, now)} That takes {human_bytes(plan.memory_added)} more "
+            "memory."
         )
-    yield f'<p class="lead">{lead}</p>{WORDS}<ul class="figures">'
-    for name, value, before in (
-        ("In large folios", *(percent(each.large, each.mapped) for each in (plan, now))),
-        ("TLB entries", *(f"{each.translations:,}" for each in (plan, now))),
-        ("Memory added", *(human_bytes(each.memory_added) for each in (plan, now))),
-        ("Copied, once", *(human_bytes(each.copied_bytes) for each in (plan, now))),
-        ("Done within", *(within_text(each) for each in (plan, now))),
-    ):
-        yield f"<li>{name}<b>{value}</b>as set now: {before}</li>"
+    yield f'<p class="lead">{lead}</p>{WORDS}'
+    yield from tiles(plan, now, PUBLISHED)
     setting = f"{plan_name(now)} (enabled={sweep.base.enabled}, {boot_parameter(sweep.base)})"
-    yield f'</ul><p class="dim">As set now: {setting}.</p>'
+    yield f'<p class="dim">As set now: {setting}.{now_text(now)}</p>'
     if not sweep.gains:
         return
     hold = sum(not sweep.wish.missed_by(each) for each in sweep.plans)

@@ -28,12 +28,17 @@ def how_lines(base: Settings, settings: Settings) -> Iterator[str]:
     if not lines:
         return
     echoes = [f"echo {value} > {path}" for path, value in lines]
-    until, tmpfiles, tuned = (
-        escape("\n".join(each)) for each in (echoes, tmpfiles_lines(lines), tuned_lines(lines))
+    back = [f"echo {value} > {path}" for path, value in writes(settings, base)]
+    until, tmpfiles, tuned, undo = (
+        escape("\n".join(each))
+        for each in (echoes, tmpfiles_lines(lines), tuned_lines(lines), back)
     )
     yield (
-        "<h2>How to set it</h2><p>As root, until the next boot; it holds for all programs of the machine:</p>"
-        f"<pre>{until}</pre><details><summary>To keep it: systemd, tuned, or a boot parameter</summary>"
+        "<h2>How to set it</h2><p>As root, until the next boot. It holds for all programs of the machine, "
+        "whose page faults may take new memory in these sizes too, which the figures here leave out:</p>"
+        f"<pre>{until}</pre><details><summary>To undo it</summary><p>What is merged already stays so until "
+        f"the program frees it:</p><pre>{undo}</pre></details>"
+        "<details><summary>To keep it: systemd, tuned, or a boot parameter</summary>"
         "<p>In a file such as <code>/etc/tmpfiles.d/huge-pages.conf</code> "
         f"(systemd):</p><pre>{tmpfiles}</pre><p>Or as a profile of tuned, in "
         f"<code>/etc/tuned/huge-pages/tuned.conf</code>:</p><pre>{tuned}</pre><p>Or the sizes alone as a "

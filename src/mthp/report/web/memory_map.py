@@ -120,7 +120,7 @@ def map_lines(picture: Picture, then: str, every: int) -> Iterator[str]:
     yield (
         "<h2>The memory, page by page</h2><p>Every square is a part of the program's memory, in the order of "
         f'addresses; here <output id="unit">{unit}</output> each.{left} Its filling says by what size of '
-        "folio that part is mapped: the darker and bluer, the better.</p>"
+        "folio that part is mapped: grey for single pages, blue for the largest folios.</p>"
     )
     yield (
         '<div id="map" class="maps" role="application" tabindex="0" aria-label="Map of the memory, before '

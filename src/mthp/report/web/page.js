@@ -122,7 +122,9 @@ class MemoryMap {
     });
     this.unit = data.unit;
     this.from = 0;
-    this.tile = Math.floor((runs.starts[0] ?? 0) / data.unit);
+    // At first, where something changes.
+    const first = runs.kinds.findIndex(kind => data.kinds[kind][0] !== data.kinds[kind][1]);
+    this.tile = Math.floor((runs.starts[Math.max(first, 0)] ?? 0) / data.unit);
     this.listen();
     this.draw();
   }
