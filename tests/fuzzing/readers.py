@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 from zlib import crc32
 
@@ -36,13 +37,14 @@ from mthp.image.capture.proc import CaptureError, read_vmas
 from mthp.image.recording import read_recording
 from mthp.image.scenario import Scenario, load, parse_scenario
 from mthp.image.snapshot import Snapshot, read_snapshot
+from mthp.image.vmcore.run import processes_of_dump
 from mthp.lab.errors import LabError
 from mthp.lab.kernels.apt import parse_list, parse_records, parse_stanzas
 from mthp.lab.kernels.modules import modinfo
 from mthp.lab.program.program import Draft, ProgramError
 from mthp.lab.session.selftest import parse_output
 from mthp.lab.vm.elf import needs
-from mthp.predict.image import Image
+from mthp.predict.image import Image, of_dump
 from mthp.races.protocol import protocol
 from mthp.races.stage import Size
 from mthp.races.variant import VariantError
@@ -66,6 +68,7 @@ from tests.fuzzing.mutate import (
     mutated_text,
 )
 from tests.image.made import made
+from tests.image.made_dump import PID, MadeDump
 from tests.image.made_recording import made_recording, made_there
 
 DATA = Path(__file__).parent.parent / "data"
@@ -403,6 +406,62 @@ def _json(text: str, folder: Path) -> None:
     parse_json(text.encode("utf-8", "surrogatepass"))
 
 
+# Dumps of a machine
+
+
+@cache
+def _dumps() -> tuple[tuple[bytes, list[int]], ...]:
+    """A dump in each form, and where in it something else stands than zeros, eight bytes at a time."""
+    made = MadeDump()
+    with TemporaryDirectory() as folder:
+        where = Path(folder) / "a"
+        files = [made.elf(where).read_bytes(), made.kdump(where).read_bytes()]
+        files.append(made.kdump(where, packed=0, flat=True).read_bytes())
+    return tuple(
+        (data, [at for at in range(0, len(data), 8) if any(data[at : at + 8])]) for data in files
+    )
+
+
+def _draw_dump(source: Random) -> tuple[int, list[tuple[int, bytes]], int | None]:
+    """Which form, what is put where, and where it is cut off."""
+    form = source.choice((0, 0, 0, 1, 2))
+    data, places = _dumps()[form]
+    near = [at for at in places if at < 1024] if source.random() < 0.3 else places
+    changes = []
+    for _ in range(source.choice((1, 1, 2, 4))):
+        at = source.choice(near) + source.randrange(8)
+        width = source.choice((1, 2, 4, 8))
+        old = int.from_bytes(data[at : at + width], "little")
+        new = source.choice(
+            (
+                0,
+                old + 1,
+                old - 1,
+                old ^ 1 << source.randrange(8 * width),
+                source.getrandbits(8 * width),
+                -1,
+            )
+        )
+        changes.append((at, (new & (1 << 8 * width) - 1).to_bytes(width, "little")))
+    cut = source.randrange(len(data)) if source.random() < 0.1 else None
+    return form, changes, cut
+
+
+def _dump(drawn: tuple[int, list[tuple[int, bytes]], int | None], folder: Path) -> None:
+    form, changes, cut = drawn
+    data = bytearray(_dumps()[form][0])
+    for at, new in changes:
+        data[at : at + len(new)] = new
+    path = folder / "a.vmcore"
+    path.write_bytes(data[:cut])
+    try:
+        processes_of_dump(str(path))
+        of_dump(str(path), PID)
+    except CaptureError as error:
+        assert "\n" not in str(error), ascii(str(error))
+        raise
+
+
 READERS: dict[str, Reader] = {
     "snapshot": Reader(
         lambda source: mutated_npz(made(), source), _snapshot, (FileError, SettingsError), 90
@@ -418,7 +477,7 @@ READERS: dict[str, Reader] = {
     "json": Reader(
         lambda source: json_text(mutated_document(source), source), _json, (FileError,), 80
     ),
-    "settings": Reader(_draw_settings, _settings, (SettingsError,), 250),
+    "settings": Reader(_draw_settings, _settings, (SettingsError,), 240),
     "smaps": Reader(lambda source: mutated_text(_SMAPS * 2, source), _smaps, (CaptureError,), 80),
     "texts": Reader(
         lambda source: mutated_text(source.choice((_DEB822, _TAP)), source), _texts, (), 60
@@ -426,6 +485,7 @@ READERS: dict[str, Reader] = {
     "draft": Reader(_draw_draft, lambda it, _: str(Draft.from_json(it)), (ProgramError,), 60),
     "costs": Reader(_draw_costs, _costs, (FileError,), 20),
     "elf": Reader(lambda source: mutated_bytes(_elf(), source), _elves, (), 20),
+    "dump": Reader(_draw_dump, _dump, (CaptureError, FileError), 10),
     "campaign": Reader(_draw_campaign, _campaign, (LabError, FileError), 8),
     "resume": Reader(_draw_resume, _resume, (FileError, NotThisSearch), 12),
     "token": Reader(

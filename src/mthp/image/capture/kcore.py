@@ -50,12 +50,12 @@ class KernelMemory:
         lines = text.decode("ascii", "replace")
         self.info.update(re.findall(r"^([^=\n]+)=(.*)$", lines, re.M))
 
-    def number(self, name: str) -> int:
-        """A number that the kernel says of itself; 0 where it does not say it."""
-        try:
-            return int(self.info.get(f"NUMBER({name})", "0"))
-        except ValueError:
-            raise CoreError(f"NUMBER({name}) in it is no number") from None
+    def number(self, name: str, kind: str = "NUMBER") -> int:
+        """A number that the kernel says of itself; 0 where it does not say it. kind: LENGTH, OFFSET, SIZE."""
+        text = self.info.get(f"{kind}({name})", "0")
+        if not re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII):
+            raise CoreError(f"{kind}({name}) in it is no number")
+        return int(text)
 
     def read(self, address: int, size: int) -> bytes:
         """What is at an address of the kernel's. CoreError: it is not there."""

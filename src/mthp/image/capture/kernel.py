@@ -57,6 +57,7 @@ MLOCK_BATCH = 128
 """Bits of the `folio_state` member."""
 
 _MOST_TASKS = 1 << 22
+_MOST_FRAMES = 1 << 40
 _MOST_READINGS = 8
 _WORD = (1 << 64) - 1
 TICK = 10_000_000
@@ -315,7 +316,8 @@ class KernelStructures:
         count = min(raw[self.at["folio_batch.nr"]], (size - first) // 8)
         for folio in struct.unpack_from(f"<{count}Q", raw, first):
             frame = ((folio & ~3) - self.vmemmap) // self.page_bytes
-            found[frame] = found.get(frame, 0) | bit
+            if 0 <= frame < _MOST_FRAMES:
+                found[frame] = found.get(frame, 0) | bit
 
     def _nodes(self, nodes: list[int]) -> Iterator[tuple[int, int, int]]:
         """(first frame, one past the last, node) of each node with memory."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from mthp.image.capture.kcore import CoreError
 from mthp.image.vmcore.structures import DumpedProcess, DumpKernel
+from mthp.image.vmcore.symbols import symbol
 from mthp.words.units import Geometry
 
 _GLOBAL = ("always", "madvise", "never")
@@ -93,7 +94,7 @@ def settings(kernel: DumpKernel, geometry: Geometry) -> dict[str, str]:
 def buddyinfo(kernel: DumpKernel) -> str | None:
     """The text of /proc/buddyinfo."""
     zones = kernel.enums["zone_type"].get("__MAX_NR_ZONES", 0)
-    orders = int(kernel.dump.info.get("LENGTH(zone.free_area)", "0"))
+    orders = kernel.dump.number("zone.free_area", "LENGTH")
     if not 0 < zones <= 16 or not 0 < orders <= _MOST_ORDERS:
         return None
     lines = []
@@ -158,8 +159,7 @@ def ranges(numbers: list[int]) -> str:
 
 def host_facts(kernel: DumpKernel, geometry: Geometry) -> dict[str, Any]:
     """What capture.host.host_facts() says of a live host."""
-    names = int(kernel.dump.info["SYMBOL(init_uts_ns)"], 16)
-    names += int(kernel.dump.info.get("OFFSET(uts_namespace.name)", "0"))
+    names = symbol(kernel.dump, "init_uts_ns") + kernel.dump.number("uts_namespace.name", "OFFSET")
     nodes = [node for _, _, node in kernel.nodes]
     banner = kernel.all_symbols.get("linux_banner")
     return {

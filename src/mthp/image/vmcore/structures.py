@@ -85,6 +85,8 @@ _MOST_BYTES_OF_MAP = 1 << 10
 _MOST_STEPS = 256
 """Folders and mounts above a file."""
 _LONGEST_NAME = 256
+_PAGES_OF_FOLIO, _LARGEST = 3, 1 << 10
+"""The struct pages that a struct folio takes at most; bytes of a struct page, or of a batch of folios."""
 
 
 class DumpedProcess(NamedTuple):
@@ -108,7 +110,7 @@ class DumpKernel(KernelStructures):
             known, self.sizes, self.enums = self._layout(found)
             self.all_symbols = found
             cpus = self._bits_at(found.get("__cpu_possible_mask"), self.sizes["cpumask"])
-            nodes = self._bits_at(self._online_nodes(), self._size_of_nodes())
+            nodes = self._bits_at(self._online_nodes(), dump.number("nodemask_t", "SIZE") or 8)
             super().__init__(dump, known, cpus, nodes)
             self._tasks = [self._task(*each) for each in self.tasks()]
         except CoreError as error:
@@ -135,15 +137,21 @@ class DumpKernel(KernelStructures):
             except BtfError:
                 enums[name] = {}
         sizes = {name: btf.size(name) for name in SIZES}
-        return known._replace(at={**others, **needed, **known.at}), sizes, enums
+        every = {**others, **needed, **known.at}
+        page, batch = known.sizes["page"], known.sizes["folio_batch"]
+        for name, size in (
+            ("page", page),
+            ("folio", _PAGES_OF_FOLIO * page),
+            ("folio_batch", batch),
+        ):
+            last = max(at for member, at in every.items() if member.startswith(name + "."))
+            if not last + 8 <= size <= _LARGEST:
+                raise BtfError(f"type information whose struct {name} cannot be so")
+        return known._replace(at=every), sizes, enums
 
     def _online_nodes(self) -> int | None:
         name = "node_online_map"
         return symbol(self.dump, name) if f"SYMBOL({name})" in self.dump.info else None
-
-    def _size_of_nodes(self) -> int:
-        text = self.dump.info.get("SIZE(nodemask_t)", "8")
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
 
     def _bits_at(self, address: int | None, size: int) -> list[int]:
         """The numbers of the bits that are set in a map of so many bytes; [0] where there is none."""
