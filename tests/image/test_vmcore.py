@@ -13,9 +13,10 @@ import pytest
 
 from mthp.cli import main
 from mthp.image.capture.proc import LACKING, USAGE, CaptureError
+from mthp.image.capture.run import CaptureOptions
 from mthp.image.snapshot import Kpf, Pte, PteBit, Snapshot, load
 from mthp.image.vmcore.dump import START_KERNEL_MAP
-from mthp.image.vmcore.run import processes_of_dump
+from mthp.image.vmcore.run import captured_of_dump, processes_of_dump
 from mthp.predict.image import of_dump
 
 from .made_dump import CODE, FIRST, HUGE, HUGE_FRAME, PID, SMALL, TABLE, MadeDump
@@ -83,7 +84,7 @@ def test_what_else_the_kernel_says(tmp_path: Path) -> None:
     assert (code.name, code.skipped, code.captured) == ("/program", "file mapping", True)
     assert process.meta["vmas"][1]["anon_huge"] == TABLE
     assert process.meta["status"]["VmRSS"] == f"{(509 + 512 + 2) * 4} kB"
-    assert any("not in what is read of a dump" in sentence for sentence in snapshot.unseen)
+    assert any("not read of a dump" in sentence for sentence in snapshot.unseen)
 
 
 def test_symbols_by_a_base(tmp_path: Path) -> None:
@@ -103,6 +104,9 @@ def test_pages_that_were_left_out(tmp_path: Path) -> None:
     snapshot = snapshot_of(made.kdump(tmp_path / "b", left_out=[empty], level=31))
     (said,) = [sentence for sentence in snapshot.unseen if "leaves out" in sentence]
     assert said.startswith("1 pages") and "pages of zeros, page cache" in said
+    of_zeros = captured_of_dump(str(tmp_path / "b"), [PID], CaptureOptions(zeros=True))
+    with pytest.raises(CaptureError, match="--zeros: the dump leaves out pages"), of_zeros:
+        pass
     with pytest.raises(CaptureError, match="leaves out the page at") as caught:
         snapshot_of(made.kdump(tmp_path / "c", left_out=[made.mm // PAGE], level=8))
     assert caught.value.code == USAGE

@@ -34,11 +34,13 @@ class PhysicalMemory(Protocol):
     """What a file has of a machine's memory.
 
     vmcoreinfo: what its kernel says of itself. left_out: which pages were not written, said for people, or
-    "". zeros: how many of these were read, and taken as zeros."""
+    "". zeros: how many of these were read, and taken as zeros. has_contents: what processes keep in their
+    pages is there, or was zeros."""
 
     vmcoreinfo: bytes
     left_out: str
     zeros: int
+    has_contents: bool
 
     def read(self, address: int, size: int) -> bytes:
         """What is at a physical address; zeros of pages that were left out. CoreError: it is not there."""
@@ -76,7 +78,8 @@ class ElfMemory:
                 )
                 covered = end
             if there < size:
-                self.left_out = "pages"
+                self.left_out = "what kind it does not say"
+        self.has_contents = not self.left_out
 
     def read(self, address: int, size: int) -> bytes:
         """As PhysicalMemory.read()."""

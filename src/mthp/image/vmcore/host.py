@@ -6,6 +6,7 @@ Kernel: mm/huge_memory.c, mm/khugepaged.c, mm/shmem.c, mm/vmstat.c (frag_show_pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mthp.image.capture.kcore import CoreError
@@ -23,7 +24,7 @@ _NUMBERS = {
     "max_ptes_swap": 4, "max_ptes_shared": 4, "pages_collapsed": 4, "full_scans": 4,
 }  # fmt: skip
 """khugepaged's variables -> bytes of each."""
-_MOST_ORDERS = 64
+_MOST_ORDERS, _MOST_ZONES = 64, 16
 _UNLIMITED = (1 << 63) // 4096 - 1
 """Kernel: PAGE_COUNTER_MAX."""
 _MOST_NODES = 1 << 10
@@ -91,40 +92,74 @@ def settings(kernel: DumpKernel, geometry: Geometry) -> dict[str, str]:
     return files
 
 
-def buddyinfo(kernel: DumpKernel) -> str | None:
-    """The text of /proc/buddyinfo."""
-    zones = kernel.enums["zone_type"].get("__MAX_NR_ZONES", 0)
-    orders = kernel.dump.number("zone.free_area", "LENGTH")
-    if not 0 < zones <= 16 or not 0 < orders <= _MOST_ORDERS:
-        return None
-    lines = []
+def _zones(kernel: DumpKernel) -> Iterator[tuple[int, int]]:
+    """(node, address) of each zone that has memory."""
+    count = min(kernel.enums["zone_type"].get("__MAX_NR_ZONES", 0), _MOST_ZONES)
     for _, _, node in kernel.nodes:
         data = kernel.core.word(kernel.symbols["node_data"] + 8 * node)
-        for k in range(zones):
+        for k in range(count):
             zone = data + kernel.at["pglist_data.node_zones"] + k * kernel.sizes["zone"]
-            if not kernel.field(zone, "zone.present_pages"):
-                continue
-            name = kernel.text(kernel.field(zone, "zone.name"), 16)
-            areas = zone + kernel.at["zone.free_area"]
-            free = [
-                kernel.field(areas + order * kernel.sizes["free_area"], "free_area.nr_free")
-                for order in range(orders)
-            ]
-            lines.append(f"Node {node}, zone {name:>8} " + "".join(f"{n:6} " for n in free))
+            if kernel.field(zone, "zone.present_pages"):
+                yield node, zone
+
+
+def buddyinfo(kernel: DumpKernel) -> str | None:
+    """The text of /proc/buddyinfo."""
+    orders = kernel.dump.number("zone.free_area", "LENGTH")
+    if not 0 < orders <= _MOST_ORDERS:
+        return None
+    lines = []
+    for node, zone in _zones(kernel):
+        name = kernel.text(kernel.field(zone, "zone.name"), 16)
+        areas = zone + kernel.at["zone.free_area"]
+        free = [
+            kernel.field(areas + order * kernel.sizes["free_area"], "free_area.nr_free")
+            for order in range(orders)
+        ]
+        lines.append(f"Node {node}, zone {name:>8} " + "".join(f"{n:6} " for n in free))
     return "\n".join(lines)
 
 
 def meminfo(kernel: DumpKernel) -> dict[str, int]:
-    """What /proc/meminfo says of all memory, but for what is available, which is an estimate."""
-    table, which = kernel.all_symbols.get("vm_zone_stat"), kernel.enums["zone_stat_item"]
+    """What /proc/meminfo says of all memory."""
     pages: dict[str, int | None] = {
         "MemTotal": kernel.symbol("_totalram_pages"),
+        "MemFree": _state(kernel, "zone", "NR_FREE_PAGES"),
+        "MemAvailable": _available(kernel),
         "SwapTotal": kernel.symbol("total_swap_pages"),
         "SwapFree": kernel.symbol("nr_swap_pages"),
     }
-    if table is not None and "NR_FREE_PAGES" in which:
-        pages["MemFree"] = kernel.number(table + 8 * which["NR_FREE_PAGES"])
     return {name: nr << 12 for name, nr in pages.items() if nr is not None and nr >> 50 == 0}
+
+
+def _state(kernel: DumpKernel, of: str, name: str) -> int | None:
+    """A counter of all zones, or of all nodes, as far as CPUs have added to it; None where there is none."""
+    table, which = (
+        kernel.all_symbols.get(f"vm_{of}_stat"),
+        kernel.enums[f"{of}_stat_item"].get(name),
+    )
+    if table is None or which is None:
+        return None
+    value = kernel.number(table + 8 * which)
+    return 0 if value >> 63 else value
+
+
+def _available(kernel: DumpKernel) -> int | None:
+    """Kernel: mm/show_mem.c, si_mem_available()."""
+    low = kernel.enums["zone_watermarks"].get("WMARK_LOW")
+    parts = [
+        _state(kernel, "zone", "NR_FREE_PAGES"), kernel.symbol("totalreserve_pages"),
+        *(_state(kernel, "node", name) for name in (
+            "NR_ACTIVE_FILE", "NR_INACTIVE_FILE", "NR_SLAB_RECLAIMABLE_B", "NR_KERNEL_MISC_RECLAIMABLE",
+        )),
+    ]  # fmt: skip
+    if low is None or "zone._watermark" not in kernel.at or None in parts:
+        return None
+    free, reserve, *others = (part or 0 for part in parts)
+    marks = sum(kernel.field(zone + 8 * low, "zone._watermark") for _, zone in _zones(kernel))
+    for part in (others[0] + others[1], others[2] + others[3]):
+        free += part - min(part // 2, marks)
+    return max(0, free - reserve)
 
 
 def swaps(kernel: DumpKernel) -> str:

@@ -27,7 +27,7 @@ _SUB = struct.Struct("<QiiQQQQQQQQQQQ")
 _DESCRIPTOR = struct.Struct("<qIIQ")
 _ZLIB, _LZO, _SNAPPY, _ZSTD = 1, 2, 4, 0x20
 _PACKED = {_LZO: "LZO", _SNAPPY: "snappy", _ZSTD: "zstd"}
-_ZERO_PAGES = 1
+_ZERO_PAGES, _PAGES_OF_PROCESSES = 1, 8
 _KINDS = {
     1: "pages of zeros",
     2: "page cache",
@@ -130,6 +130,7 @@ class KdumpMemory:
         self._level = level
         said = [text for bit, text in _KINDS.items() if level & bit]
         self.left_out = ", ".join(said)
+        self.has_contents = not level & _PAGES_OF_PROCESSES
         if version < 3 or not 0 < sub[6] <= _MOST_INFO:
             self.vmcoreinfo = b""
         else:
@@ -186,7 +187,7 @@ class KdumpMemory:
         if not 0 <= frame < self._most or not int(self._has[word]) >> bit & 1:
             raise CoreError(f"has no memory at the physical address {frame * _PAGE:#x}")
         if not int(self._dumped[word]) >> bit & 1:
-            if self._level and not self._level & _ZERO_PAGES:
+            if not self._level & _ZERO_PAGES:
                 raise CoreError(f"leaves out the page at the physical address {frame * _PAGE:#x}")
             self.zeros += 1
             page = bytes(_PAGE)

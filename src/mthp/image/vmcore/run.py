@@ -30,8 +30,8 @@ from mthp.words.units import Geometry
 GEOMETRY = Geometry(12, 9)
 """Of x86-64."""
 NOT_READ = (
-    "not in what is read of a dump: the pages of shared memory that are swapped out, reclaimable memory of "
-    "cgroups, NUMA policies, statistics of huge pages"
+    "not read of a dump: pages of shared memory that are swapped out, what cgroups can reclaim, NUMA "
+    "policies, pageblocks by type, statistics of huge pages"
 )
 HOW = "nothing runs in a dump; tables that their frames contradict are marked in table_torn"
 _MOST_OF_ARGUMENTS = 4096
@@ -57,6 +57,9 @@ class DumpRun(SnapshotRun):
         self.path = path
         dump = open_dump(path)
         try:
+            if options.zeros and not dump.memory.has_contents:
+                why = f"--zeros: the dump leaves out pages ({dump.memory.left_out})"
+                raise CaptureError(f"{path}: {why}", USAGE)
             self.kernel = DumpKernel(dump, path)
             pages = PagesAtOnce(self.kernel, GEOMETRY.ptrs_per_pte)
             self.frames = DumpFrames(self.kernel, pages, GEOMETRY)
@@ -194,6 +197,8 @@ class DumpRun(SnapshotRun):
             here = min(end, page + size)
             raw += data[at - page : here - page]
             at = here
+        if not raw.strip(b"\0"):  # left out of the dump
+            return []
         return raw.decode("utf-8", "replace").split("\0")[:-1]
 
     def meta(self, processes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ NEEDED = {
 OPTIONAL = {
     "task_struct": ("__state", "exit_state"),
     "page": ("compound_head", "compound_info"),
+    "zone": ("_watermark",),
     "vm_area_struct": ("anon_name",),
     "anon_vma_name": ("name",),
     "swap_info_struct": ("flags", "prio", "pages", "inuse_pages", "swap_file"),
@@ -63,7 +64,10 @@ OPTIONAL = {
 }
 """Members that may lack: what is told by them is then not told."""
 SIZES = ("zone", "free_area", "percpu_counter", "cpumask")
-ENUMS = ("transparent_hugepage_flag", "zone_type", "zone_stat_item", "cgroup_subsys_id")
+ENUMS = (
+    "transparent_hugepage_flag", "zone_type", "zone_stat_item", "node_stat_item", "zone_watermarks",
+    "cgroup_subsys_id",
+)  # fmt: skip
 SYMBOLS = frozenset({
     "init_task", "khugepaged_scan", "cpu_fbatches", "mlock_fbatch", "__per_cpu_offset", "node_data",
     "vmemmap_base", "__start_BTF", "__stop_BTF", "transparent_hugepage_flags", "huge_anon_orders_always",
@@ -72,7 +76,8 @@ SYMBOLS = frozenset({
     "khugepaged_pages_to_scan", "khugepaged_scan_sleep_millisecs", "khugepaged_alloc_sleep_millisecs",
     "khugepaged_max_ptes_none", "khugepaged_max_ptes_swap", "khugepaged_max_ptes_shared",
     "khugepaged_pages_collapsed", "khugepaged_full_scans", "split_underused_thp", "ksm_run",
-    "ksm_use_zero_pages", "_totalram_pages", "vm_zone_stat", "total_swap_pages", "nr_swap_pages", "swap_info",
+    "ksm_use_zero_pages", "_totalram_pages", "vm_zone_stat", "vm_node_stat", "totalreserve_pages",
+    "total_swap_pages", "nr_swap_pages", "swap_info",
     "nr_swapfiles", "numa_distance", "numa_distance_cnt", "node_reclaim_mode", "__num_online_cpus",
     "__cpu_possible_mask", "zero_pfn", "zero_page_pfn", "huge_zero_pfn", "linux_banner",
     "special_mapping_vmops",
@@ -130,6 +135,8 @@ class DumpKernel(KernelStructures):
         if lacking:
             raise BtfError(f"this kernel lacks {', '.join(lacking)}")
         others, _ = members_of(btf, OPTIONAL)
+        if not {"page.compound_head", "page.compound_info"} & others.keys():
+            raise BtfError("this kernel lacks page.compound_head")
         enums = {}
         for name in ENUMS:
             try:
