@@ -183,9 +183,9 @@ PROGRAMS = {
             recordings=5,
         ),
         _java(
-            *("g1-steady", "JVM, G1, interpreted, one thread for each kind of collection", "-Xint"),
-            *("-XX:+UseG1GC", "-XX:ParallelGCThreads=1", "-XX:ConcGCThreads=1", "-Xms128m"),
-            *("-Xmx128m", "-Xmn32m", "Heap"),
+            *("g1-steady", "JVM, G1, compiled at once, with sizes and threads that are fixed"),
+            *("-Xbatch", "-XX:+UseG1GC", "-XX:ParallelGCThreads=1", "-XX:ConcGCThreads=1"),
+            *("-Xms128m", "-Xmx128m", "-Xmn32m", "-XX:TLABSize=16k", "-XX:-ResizeTLAB", "Heap"),
             marks=3,
         ),
         _java(

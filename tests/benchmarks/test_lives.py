@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs/life.md").read_text() + (ROOT / "docs/findings.md").read_te
 DRAWN = [name for name in NAMES if f"drawings/life-{name}.svg" in PAGE]
 
 
-OWN_MIND = {"g1": 4, "redis": 1, "node": 1}
+OWN_MIND = {"g1": 1, "redis": 1, "node": 1}
 """Programs that do something at their marks, as threads and clocks have it: by how many per cent they may be
 off."""
 
