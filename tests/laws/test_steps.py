@@ -338,6 +338,39 @@ def test_a_cpu_walks_by_a_link_from_before_the_flush(scene: Scene) -> None:
     hold.release()
 
 
+@pytest.mark.parametrize("flushed", [False, True])
+def test_a_table_is_freed_only_after_a_flush_of_every_cpu(scene: Scene, flushed: bool) -> None:
+    table = scene.kernel.tables[scene.number]
+    with scene.collapser().mm.mmap_write_lock():
+        scene.detach()
+        if flushed:
+            for cpu in scene.kernel.cpus[1:]:
+                cpu.instruction.wait()
+        pte_free(table)
+    if flushed:
+        assert not scene.broken()
+    else:
+        only(scene, 6, f"frees table {scene.number}, to which CPU 1 may have a link left")
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+def test_only_who_has_taken_a_table_away_may_free_it(scene: Scene, by_another: bool) -> None:
+    hold = scene.collapser().mm.mmap_write_lock()
+    scene.detach()
+    for cpu in scene.kernel.cpus[1:]:
+        cpu.instruction.wait()
+    for task, _ in scene.stage.tasks:
+        task.maps.clear()
+    if by_another:
+        scene.other()
+    pte_free(scene.kernel.tables[scene.number])
+    texts = [each.text for each in scene.broken() if each.law != 9]
+    scene.collapser()
+    hold.release()
+    wrong = f"gup uses table {scene.number} and has not mapped it, or no longer"
+    assert texts == ([wrong] if by_another else [])
+
+
 def test_a_cpu_that_has_read_the_pmd_since_may_walk(scene: Scene) -> None:
     cpu = scene.kernel.cpus[1]
     with scene.collapser().mm.mmap_write_lock():

@@ -58,6 +58,17 @@ def law_6_walks(ghost: Ghost, step: Step) -> Iterator[Broken]:
         yield Broken(6, Thing(Kind.TABLE, number), text)
 
 
+def law_6_frees(ghost: Ghost, step: Step) -> Iterator[Broken]:
+    """A table that a task has taken out of its PMD is freed only after a flush of every CPU since."""
+    number, task = step.word.owner.number, step.task
+    if step.access is not Access.FREE or ghost.detached.get(number) != task.name:
+        return
+    for cpu, gone in ghost.flushed.items():
+        if cpu != task.cpu and number not in gone:
+            text = f"{task.name} frees table {number}, to which CPU {cpu} may have a link left"
+            yield Broken(6, Thing(Kind.TABLE, number), text)
+
+
 def law_6_fills(ghost: Ghost, step: Step) -> Iterator[Broken]:
     """No task changes a table that is deposited, or fills one that another task has detached."""
     task, table = step.task, step.word.owner

@@ -98,6 +98,7 @@ _LAWS = (
         "them",
         {Moment.REST: at_rest.law_6_every_table_is_linked_or_deposited,
          Moment.BEFORE_PTE: steps.law_6_walks,
+         Moment.USES_PTE: steps.law_6_frees,
          Moment.CHANGES_PTE: steps.law_6_fills,
          Moment.AFTER_PMD: steps.law_6_links}),
     Law(7, "a PMD or PTE that points to something is never overwritten, and nothing is mapped twice",

@@ -35,9 +35,13 @@ from mthp.mm.pgtable_types import (
 
 
 def law_10_tables(ghost: Ghost, step: Step) -> Iterator[Broken]:
-    """A task uses a table only while it has the table mapped, or has it to itself."""
+    """A task uses a table only while it has the table mapped, or has it to itself; who has taken it out of
+    its PMD may free it.
+    """
     table = step.word.owner
     if table.number in step.task.maps or ghost.is_instruction(step.task):
+        return
+    if step.access is Access.FREE and ghost.detached.get(table.number) == step.task.name:
         return
     if not ghost.is_private(step.task, table):
         text = f"{step.task.name} uses table {table.number} and has not mapped it, or no longer"

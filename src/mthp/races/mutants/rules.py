@@ -22,6 +22,9 @@ NO_RECHECK: Final = (
 NO_SEED_BARRIER: Final = Edit(INSTALL, "install_ptes", "kernel.machine.smp_wmb()")
 NO_BARRIER: Final = Edit(INSTALL, "__folio_mark_uptodate", "kernel.machine.smp_wmb()")
 SWAP_IN: Final = ("khugepaged.swapin", "__collapse_huge_page_swapin")
+FREE_AT_ONCE: Final = Edit(
+    "mm.pgtable", "pte_free_defer", "table.state = TableState.DEFERRED", "pte_free(table)"
+)
 NO_VMA_LOCK: Final = Edit(COLLAPSE, "collapse_huge_page", "vma_start_write(vma)")
 NO_NOTIFIER: Final = Edit(COLLAPSE, "_replace", "mmu_notifier_invalidate_range(...)")
 ANON_VMA_EARLY: Final = Edit(
@@ -255,6 +258,31 @@ _FAULTS = (
         "the shrinker splits a folio while khugepaged has its table", _world("window", "deferred-split"),
         (9, 10), (Edit("mm.huge_memory_split", "_folio_split", "anon_vma_lock_write(...)"),)),
 )
+
+_UNMAPPING = (
+    Mutant("T1", "the order of tlb_flush_mmu()", "tables are freed before the flush", _world("pmd", "remap"),
+        (6,), (Edit("mm.mmu_gather", "tlb_finish_mmu", "flush_tlb_mm_range(...)\ntlb_table_flush(tlb)",
+            "_2\n_1"), FREE_AT_ONCE)),
+    Mutant("T2", "tlb_remove_table_free(), by RCU",
+        "tables are freed while walkers without locks may be inside", _world("pmd", "gup", "zap"), (1,),
+        (FREE_AT_ONCE,)),
+    Mutant("T3", "the order of tlb_flush_mmu()", "pages are put before the flush",
+        _world("pmd", "store-twice", "zap"), (1,), (Edit("mm.mmu_gather", "tlb_finish_mmu",
+            "flush_tlb_mm_range(...)\n...\nfree_pages_and_swap_cache(tlb)", "_3\n_1\n_2"),)),
+    Mutant("T4", "vma_start_write() in vms_gather_munmap_vmas()",
+        "faults under the VMA's lock go on while it is unmapped", _world("pmd", "zero-fault", "remap"), (10,),
+        tuple(Edit(*each, "vma_start_write(vma)") for each in (
+            ("mm.vma", "vms_gather_munmap_vmas"), ("mm.memory_zap", "free_pgtables")))),
+    Mutant("T5", "floor in free_pgd_range()", "a table goes of which the mapping before has a part",
+        _world("window", "shrink"), (3, 4),
+        (Edit("mm.memory_zap", "free_pgd_range", "if start < floor: ..."),)),
+    Mutant("T6", "ceiling in free_pgd_range()", "a table goes of which the mapping after has a part",
+        _world("window+two-vmas", "remap"), (3, 4),
+        (Edit("mm.memory_zap", "free_pgd_range", "if end > geometry.pmd_addr(ceiling): ..."),)),
+    Mutant("T7", "unlink_anon_vmas() in free_pgtables()",
+        "walks by rmap find a mapping that is freed", _world("pmd", "remap", "migrate"), (10,),
+        (Edit("mm.memory_zap", "free_pgtables", "unlink_anon_vmas(vma)"),)),
+)
 # fmt: on
 
 SUBJECTS: Final[Mapping[str, tuple[Mutant, ...]]] = MappingProxyType(
@@ -266,6 +294,7 @@ SUBJECTS: Final[Mapping[str, tuple[Mutant, ...]]] = MappingProxyType(
         "publishing the new folio": _PUBLISHING,
         "rivals beside a collapse": _RIVALS,
         "faults of every order, and splits": _FAULTS,
+        "mappings that go": _UNMAPPING,
     }
 )
 _EVERY = {each.id: each for mutants in SUBJECTS.values() for each in mutants}
