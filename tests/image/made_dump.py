@@ -151,7 +151,9 @@ class MadeDump:
 
     def _map_kernel(self) -> None:
         top = self.page()
-        self.info["SYMBOL(swapper_pg_dir)"] = f"{top + START_KERNEL_MAP:x}"
+        for name in ("swapper_pg_dir", "init_top_pgt"):
+            self.info[f"SYMBOL({name})"] = f"{top + START_KERNEL_MAP:x}"
+        self.info |= {"SYMBOL(_stext)": f"{START_KERNEL_MAP + (1 << 24):x}", "KERNELOFFSET": "0"}
         self.pages = self.page(FRAMES * 64 // PAGE)
         for address, physical in ((START_KERNEL_MAP, 0), (DIRECT, 0)):
             self.map(top, address, [physical | 0xE3])
@@ -351,6 +353,18 @@ _PLACES = (
 )  # fmt: skip
 
 
+def lzo(page: bytes) -> bytes:
+    """A page as LZO1X packs it: what stands there as it is, and then one match for the zeros behind that."""
+    head = len(page.rstrip(b"\0")) + 1
+    zeros = len(page) - head
+    if zeros < 300 or head < 300:
+        return page
+    literals, rest = divmod(head - 18 - 1, 255)
+    matches, last = divmod(zeros - 33 - 1, 255)
+    run = bytes(1 + literals) + bytes((rest + 1,)) + page[:head]
+    return run + b"\x20" + bytes(matches) + bytes((last + 1,)) + b"\0\0" + b"\x11\0\0"
+
+
 def kdump_file(
     ram: bytes,
     info: str,
@@ -366,24 +380,32 @@ def kdump_file(
     written = there & ~sum(1 << frame for frame in left_out)
     header = bytearray(PAGE)
     header[:12] = b"KDUMP   " + struct.pack("<i", 6)
-    header[272:278] = b"x86_64"
+    names = (b"Linux", b"made", b"7.3.4-made", b"#1", b"x86_64", b"(none)")
+    for k, text in enumerate(names):
+        header[12 + 65 * k : 12 + 65 * k + len(text)] = text
     struct.pack_into("<IiiIIIII", header, 424, packed, PAGE, 1, 2, frames, 0, 0, 0)
     sub = bytearray(PAGE)
     note = 4 * PAGE + 24 * written.bit_count()
-    struct.pack_into(
-        "<QiiQQQQQQQQQQQ", sub, 0, 0, level, 0, 0, 0, note, len(info), 0, 0, 0, 0, 0, frames, frames
+    said = (
+        struct.pack("<III", 11, len(info), 0)
+        + b"VMCOREINFO\0\0"
+        + info.encode()
+        + bytes(-len(info) % 4)
     )
+    places = note + 24, len(info), note, len(said)
+    struct.pack_into("<QiiQQQQQQQQQQQ", sub, 0, 0, level, 0, 0, 0, *places, 0, 0, 0, frames, frames)
     bitmaps = b"".join(bits.to_bytes(PAGE, "little") for bits in (there, written))
-    descriptors, pages, at = b"", b"", note + len(info)
+    descriptors, pages, at = b"", b"", note + len(said)
+    pack = {1: lambda page: zlib.compress(page, 1), 2: lzo}.get(packed, bytes)
     for frame in range(frames):
         if written >> frame & 1:
             page = ram[frame * PAGE :][:PAGE]
-            data = zlib.compress(page, 1) if packed == 1 else page
+            data = pack(page)
             flags = packed if len(data) < PAGE else 0
             data = data if flags else page
             descriptors += struct.pack("<qIIQ", at, len(data), flags, 0)
             pages, at = pages + data, at + len(data)
-    whole = bytes(header) + bytes(sub) + bitmaps + descriptors + info.encode() + pages
+    whole = bytes(header) + bytes(sub) + bitmaps + descriptors + said + pages
     if not flat:
         return whole
     start = b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)

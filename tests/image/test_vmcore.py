@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,12 +16,12 @@ from mthp.cli import main
 from mthp.image.capture.proc import LACKING, USAGE, CaptureError
 from mthp.image.capture.run import CaptureOptions
 from mthp.image.snapshot import Kpf, Pte, PteBit, Snapshot, load
-from mthp.image.vmcore.dump import START_KERNEL_MAP
+from mthp.image.vmcore.dump import START_KERNEL_MAP, ElfMemory
 from mthp.image.vmcore.run import captured_of_dump, processes_of_dump
 from mthp.predict.image import of_dump
 
-from .made_dump import CODE, FIRST, HUGE, HUGE_FRAME, PID, SMALL, TABLE, MadeDump
-from .made_kernel import DIRECT, PAGE
+from .made_dump import CODE, FIRST, HUGE, HUGE_FRAME, PID, RAM, SMALL, TABLE, MadeDump
+from .made_kernel import DIRECT, PAGE, core_file
 
 FORMS: dict[str, Callable[[MadeDump, Path], Path]] = {
     "elf": MadeDump.elf,
@@ -112,13 +113,19 @@ def test_pages_that_were_left_out(tmp_path: Path) -> None:
     assert caught.value.code == USAGE
 
 
-def test_pages_that_drgn_unpacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_drgn_unpacks(tmp_path: Path) -> None:
+    pytest.importorskip("drgn")
+    made = MadeDump()
+    packed, stored = (
+        snapshot_of(made.kdump(tmp_path / str(how), packed=how)).processes[0] for how in (2, 0)
+    )
+    assert packed.pfn is not None and stored.pfn is not None
+    assert (packed.pfn == stored.pfn).all() and (packed.pte == stored.pte).all()
+
+
+def test_where_drgn_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "drgn", None)
     path = MadeDump().kdump(tmp_path / "a", packed=2)
-    data = bytearray(path.read_bytes())
-    for at in range(4 * PAGE, 4 * PAGE + 24 * 256, 24):
-        data[at + 12] = 2  # LZO, whatever is there
-    path.write_bytes(data)
     with pytest.raises(
         CaptureError, match=r"packed by LZO.*pip install 'mthp\[vmcore\]'"
     ) as caught:
@@ -169,6 +176,41 @@ _HOSTILE = {
     "a segment beyond any file": (put(_LOAD + 8, (1 << 64) - 4096), "has a place that no file reaches"),
     "memory elsewhere": (put(_LOAD + 24, 1 << 40), "has no memory at the physical address"),
 }  # fmt: skip
+
+
+def test_segments_that_overlap(tmp_path: Path) -> None:
+    """The one that begins first counts, and many of them take no longer than one."""
+    made = MadeDump()
+    ram, middle = bytes(made.ram), RAM // 2
+    segments: list[tuple[int, int, bytes | int]] = [(0, 0, ram[:middle]), (0, middle, ram[middle:])]
+    lies = [(0, PAGE * k, 3 * PAGE) for k in range(1, 100)] * 100
+    core_file(tmp_path / "a", [*segments, *lies], made.vmcoreinfo)
+    file = os.open(tmp_path / "a", os.O_RDONLY)
+    memory = ElfMemory(file)
+    try:
+        assert memory.read(0, RAM) == ram
+        assert len(memory._parts) == 2
+    finally:
+        memory.close()
+
+
+def test_sizes_that_lie(tmp_path: Path) -> None:
+    """A bitmap, a note, and a symbol's table as large as can be said are not made room for."""
+    changes = {
+        "no size that there can be": put(424 + 12, (1 << 32) - 1, 4),
+        "ends before": put(424 + 12, 1 << 17, 4),
+        "has no VMCOREINFO": put(PAGE + 40, 1 << 40),
+        "has blocks of": put(424 + 4, 1 << 16, 4),
+        "of a machine 'aarch64'": put(272, int.from_bytes(b"aarch64\0", "little")),
+        "one of several parts": put(PAGE + 12, 1, 4),
+    }
+    for says, change in changes.items():
+        data = bytearray(MadeDump().kdump(tmp_path / "a").read_bytes())
+        change(data)
+        (tmp_path / "a").write_bytes(data)
+        with pytest.raises(CaptureError, match=says) as caught:
+            processes_of_dump(str(tmp_path / "a"))
+        assert caught.value.code == USAGE
 
 
 @pytest.mark.parametrize("case", _HOSTILE)

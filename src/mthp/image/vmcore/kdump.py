@@ -50,7 +50,8 @@ def is_kdump(start: bytes) -> bool:
 
 
 class _Flattened:
-    """A file in which makedumpfile, or QEMU, wrote down what it would have written where."""
+    """A file in which makedumpfile, or QEMU, wrote down what it would have written where. size: of the file
+    that it stands for."""
 
     def __init__(self, file: int) -> None:
         self._file = file
@@ -71,6 +72,9 @@ class _Flattened:
             places.append(at)
             at += length
         order = np.argsort(np.array(starts), kind="stable")
+        self.size = max(
+            (start + size for start, size in zip(starts, sizes, strict=True)), default=0
+        )
         self._starts = np.array(starts)[order]
         self._sizes, self._places = np.array(sizes)[order], np.array(places)[order]
         ends = np.maximum.accumulate(self._starts + self._sizes) if len(order) else self._starts
@@ -109,6 +113,7 @@ class KdumpMemory:
     def __init__(self, file: int, path: str) -> None:
         self._file, self._path = file, path
         self._flat = None if os.pread(file, 8, 0) == _SIGNATURE else _Flattened(file)
+        self._size = os.fstat(file).st_size if self._flat is None else self._flat.size
         header = self._at(0, 464)
         if not header.startswith(_SIGNATURE):
             raise CoreError("is no dump: it has no header")
@@ -156,8 +161,8 @@ class KdumpMemory:
 
     def _at(self, offset: int, size: int) -> bytes:
         """Bytes of the file. CoreError where it ends before."""
-        if not 0 <= offset < 1 << 62:
-            raise CoreError("has a place that no file reaches")
+        if not 0 <= offset <= self._size - size:
+            raise CoreError("ends before what it is said to have")
         parts: list[bytes] = []
         while size:
             if self._flat is None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
+from mthp.lab.errors import LabError
 from mthp.lab.kernels.kernels import CachedKernel, cache_dir, staging
 from mthp.lab.kernels.modules import read_module
 from mthp.lab.kernels.tools import compile_statically
@@ -18,9 +20,8 @@ EARLY = ("virtio_pci", "virtio_console")
 """The modules for the channel to the host, which the agent loads itself. They may be built in."""
 VMCOREINFO = "qemu_fw_cfg"
 """The module that tells QEMU where the kernel's VMCOREINFO is. Kernel: drivers/firmware/qemu_fw_cfg.c."""
-MODULES = ("zram", "brd", "virtio_blk", VMCOREINFO)
-"""The modules that sessions load, with their dependencies: the devices that a guest may swap to, and what
-dumps need."""
+MODULES = ("zram", "brd", "virtio_blk")
+"""The modules that sessions load, with their dependencies: the devices that a guest may swap to."""
 
 SOURCES = ("agent.c", "subject.c", "pages.c", "agent.h")
 FLAGS = ("-Wall", "-Wextra")
@@ -67,6 +68,8 @@ def build_initramfs(kernel: CachedKernel) -> Path:
     """Make an initramfs for this kernel, unless the cache has it."""
     agent = build_agent()
     wanted = guest_modules(kernel)
+    with contextlib.suppress(LabError):  # a kernel without it cannot be dumped, and does all else
+        wanted += guest_modules(kernel, [VMCOREINFO])
     for place, (path, file) in enumerate(guest_modules(kernel, EARLY)):
         wanted.append((f"/early/{place:02}-{Path(path).name}", file))
     stamps = [(path, file.stat().st_size, file.stat().st_mtime_ns) for path, file in wanted]
