@@ -477,7 +477,7 @@ READERS: dict[str, Reader] = {
     "json": Reader(
         lambda source: json_text(mutated_document(source), source), _json, (FileError,), 80
     ),
-    "settings": Reader(_draw_settings, _settings, (SettingsError,), 240),
+    "settings": Reader(_draw_settings, _settings, (SettingsError,), 246),
     "smaps": Reader(lambda source: mutated_text(_SMAPS * 2, source), _smaps, (CaptureError,), 80),
     "texts": Reader(
         lambda source: mutated_text(source.choice((_DEB822, _TAP)), source), _texts, (), 60
@@ -485,7 +485,7 @@ READERS: dict[str, Reader] = {
     "draft": Reader(_draw_draft, lambda it, _: str(Draft.from_json(it)), (ProgramError,), 60),
     "costs": Reader(_draw_costs, _costs, (FileError,), 20),
     "elf": Reader(lambda source: mutated_bytes(_elf(), source), _elves, (), 20),
-    "dump": Reader(_draw_dump, _dump, (CaptureError, FileError), 10),
+    "dump": Reader(_draw_dump, _dump, (CaptureError, FileError), 4),
     "campaign": Reader(_draw_campaign, _campaign, (LabError, FileError), 8),
     "resume": Reader(_draw_resume, _resume, (FileError, NotThisSearch), 12),
     "token": Reader(
