@@ -11,10 +11,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mthp.image import frames_at_once
-from mthp.image.capture.frames import BROKEN, KPF_HEAD, KPF_TAIL, Frames
-from mthp.image.capture.pagemap import EXCLUSIVE, PRESENT, SWAPPED
-from mthp.image.frames_at_once import NEAR, FramesAtOnce, KnownFlags
+from mthp.image import frames_as_needed, frames_at_once
+from mthp.image.capture import frames
+from mthp.image.capture.frames import (
+    BROKEN,
+    KPF_HEAD,
+    KPF_TAIL,
+    NEAR,
+    NEXT,
+    OTHER,
+    PREVIOUS,
+    Frames,
+    Mirror,
+    runs_of,
+)  # fmt: skip
+from mthp.image.capture.pagemap import EXCLUSIVE, HUGE, PRESENT, SWAPPED
+from mthp.image.frames_as_needed import FramesAsNeeded
+from mthp.image.frames_at_once import FramesAtOnce
 from mthp.words.units import Geometry
 
 TINY = Geometry(12, 4)
@@ -27,7 +40,7 @@ runs = st.lists(
     max_size=40,
 )
 
-HERE = (PRESENT, PRESENT | EXCLUSIVE)
+HERE = (PRESENT, PRESENT | EXCLUSIVE, PRESENT | EXCLUSIVE | HUGE)
 mapped = st.lists(
     st.tuples(st.integers(1, 400), st.integers(1, 20), st.sampled_from([-1, 0, 1, 1, 7])),
     min_size=1,
@@ -50,14 +63,19 @@ def frames_file(of: list[tuple[str, int, int]]) -> array[int]:
     return words
 
 
-def said_of(words: array[int], counts: array[int], pfn: int, low: int) -> tuple[int, int, int]:
+def said_of(
+    words: array[int], counts: array[int], tells_huge: bool, pfn: int, low: int
+) -> tuple[int, int, int]:
     """Flags, mapcount and order of one PTE, by the definition."""
     if not low & PRESENT:
         return 0, 0, 0
     flags, nr = words[pfn] if pfn < len(words) else 0, TINY.ptrs_per_pte
-    if not flags & (KPF_HEAD | KPF_TAIL):
-        several = counts[pfn] if pfn < len(counts) else 0
-        return flags, 1 if low & EXCLUSIVE else several, 0
+    count = counts[pfn] if pfn < len(counts) else 0
+    compound = flags & (KPF_HEAD | KPF_TAIL)
+    if low & EXCLUSIVE and not (low & HUGE if tells_huge else compound):
+        count = 1
+    if not compound:
+        return flags, count, 0
     first, stop = pfn, pfn + 1
     while words[first] & KPF_TAIL and first % nr and words[first - 1] & (KPF_HEAD | KPF_TAIL):
         first -= 1
@@ -65,42 +83,57 @@ def said_of(words: array[int], counts: array[int], pfn: int, low: int) -> tuple[
         stop += 1
     size = stop - first
     if not words[first] & KPF_HEAD or size == 1 or size & (size - 1) or first % size:
-        return flags, counts[pfn], BROKEN
+        return flags, count, BROKEN
     lent = words[first] & ~KPF_HEAD
     if pfn > first and lent & ~words[first + 1]:
         flags |= lent
-    return flags, counts[pfn], size.bit_length() - 1
+    return flags, count, size.bit_length() - 1
 
 
-class Ahead(FramesAtOnce):
+class Ahead(Frames):
     """The same, where the frames were looked up before, with those of another batch."""
 
     def look_up(
-        self, pfns: array[int], low: bytes, known: KnownFlags | None = None
+        self, pfns: array[int], low: bytes, known: Mirror | None = None
     ) -> tuple[bytes, bytes, bytes]:
         words = array(
             "Q", [pfn | (bits & PRESENT) << 63 for pfn, bits in zip(pfns, low, strict=True)]
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(frames_at_once, "_FEW", 1)
+            for module in (frames, frames_at_once):
+                patch.setattr(module, "FEW", 1)
             known = self.ahead([bytearray(words), bytearray(array("Q", [3 | 1 << 63, 7]))])
         assert known is not None
         return super().look_up(pfns, low, known)
 
 
-both = pytest.mark.parametrize("kind", [Frames, FramesAtOnce, Ahead])
+class AheadAtOnce(Ahead, FramesAtOnce):
+    """The same with NumPy."""
+
+
+class AheadAsNeeded(Ahead, FramesAsNeeded):
+    """The same, with NumPy where some lie apart."""
+
+    def ahead(self, words: list[bytearray]) -> Mirror | None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frames_as_needed, "MANY_ROWS", 4)
+            return super().ahead(words)
+
+
+both = pytest.mark.parametrize("kind", [Frames, Ahead, AheadAtOnce, AheadAsNeeded])
 
 
 @both
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(runs, mapped, st.data())
+@given(runs, mapped, st.booleans(), st.data())
 def test_each_pte_has_what_the_files_say(
     kind: type[Frames],
     tmp_path: Path,
     of: list[tuple[str, int, int]],
     rows: list[tuple[int, int, int]],
+    tells_huge: bool,
     data: st.DataObject,
 ) -> None:
     words = frames_file(of)
@@ -118,12 +151,14 @@ def test_each_pte_has_what_the_files_say(
     drawn = data.draw(st.binary(min_size=len(pfns), max_size=len(pfns)))
     low = bytes(some[value % len(some)] for value in drawn)
     try:
-        flags, mapcounts, orders = kind(files[0], files[1], TINY).look_up(pfns, low)
+        flags, mapcounts, orders = kind(files[0], files[1], TINY, tells_huge).look_up(pfns, low)
     finally:
         for file in files:
             os.close(file)
     found = zip(array("Q", flags), array("I", mapcounts), orders, strict=True)
-    assert list(found) == [said_of(words, counts, *pte) for pte in zip(pfns, low, strict=True)]
+    assert list(found) == [
+        said_of(words, counts, tells_huge, *pte) for pte in zip(pfns, low, strict=True)
+    ]
 
 
 @both
@@ -137,3 +172,26 @@ def test_frames_near_and_far(kind: type[Frames], tmp_path: Path, gap: int) -> No
     os.close(file)
     assert array("Q", flags).tolist() == list(pfns)
     assert (set(counts), set(orders)) == ({0}, {0})
+
+
+far = st.lists(
+    st.tuples(
+        st.sampled_from([0, 250, 65_530, 1 << 24, (1 << 32) - 3, 1 << 40]), st.integers(0, 12)
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(far, st.data())
+def test_what_a_frame_is_to_the_one_before(of: list[tuple[int, int]], data: st.DataObject) -> None:
+    pfns = array("Q", [near + step for near, step in of])
+    there = bytes(
+        data.draw(st.lists(st.sampled_from([0, 255]), min_size=len(of), max_size=len(of)))
+    )
+    steps = {1: NEXT, -1: PREVIOUS}
+    expected = [
+        steps.get(pfn - before, OTHER) if here else 0
+        for pfn, before, here in zip(pfns, [0, *pfns], there, strict=False)
+    ]
+    assert list(runs_of(pfns, there)) == expected

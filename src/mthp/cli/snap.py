@@ -10,27 +10,26 @@ import os
 
 from mthp.cli.options import UsageError
 from mthp.image.capture.command import run, write_captured
-from mthp.image.capture.frames import Frames
 from mthp.image.capture.pages import Pages
 from mthp.image.capture.proc import text
 from mthp.image.capture.run import CaptureOptions
+from mthp.image.frames_as_needed import FramesAsNeeded
 from mthp.words.files import replacing
 from mthp.words.streams import say
 
 MUCH = 4 << 30
-"""Resident bytes from which on NumPy's looks save more time than loading it takes."""
+"""Resident bytes from which on NumPy's look at struct pages saves more time than loading it takes."""
 
 
 def run_snap(args: argparse.Namespace) -> int:
     """Run `mthp snap` and return its exit code."""
     if args.vmcore is not None:
         return _snap_of_dump(args)
-    args.frames, args.pages = Frames, Pages
-    if args.pid is None or sum(map(_resident, args.pid)) >= MUCH:
-        from mthp.image.frames_at_once import FramesAtOnce
+    args.frames, args.pages = FramesAsNeeded, Pages
+    if args.deep and (args.pid is None or sum(map(_resident, args.pid)) >= MUCH):
         from mthp.image.pages_at_once import PagesAtOnce
 
-        args.frames, args.pages = FramesAtOnce, PagesAtOnce
+        args.pages = PagesAtOnce
     return run(args)
 
 

@@ -13,59 +13,63 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.capture.frames import BROKEN, KPF_HEAD, KPF_TAIL, Frames
-from mthp.image.capture.pagemap import EXCLUSIVE, PFN, PRESENT
+from mthp.image.capture.frames import (
+    BROKEN,
+    FEW,
+    KPF_HEAD,
+    KPF_TAIL,
+    MOST_BLOCKS,
+    MOST_BYTES,
+    NEAR,
+    SPREAD,
+    Frames,
+    Mirror,
+)
+from mthp.image.capture.pagemap import EXCLUSIVE, HUGE, PFN, PRESENT
 
-NEAR = 16
-"""Frames that are no further apart are read by one call, with what is between them: another call costs
-as much."""
-_FEW = 4096
-"""Frames that are not worth looking for a way to find together."""
-_ROW = 64
-"""Where so many frames and fewer lie in a row, the next may well be another batch's."""
-_SPREAD, _MOST_BLOCKS = 64, 1 << 23
-"""More blocks of frames for each frame than this, or in all, are too many to note where each lies."""
+_SHIFT = NEAR.bit_length() - 1
 
 
 class FramesAtOnce(Frames):
-    """As Frames; frames near one another are read together, and compound pages by whole blocks."""
+    """As Frames; frames that lie apart are marked, found and told together."""
 
-    batch_bytes = 1 << 21
-
-    def lie_apart(self, words: bytearray) -> bool:
-        """As Frames.lie_apart()."""
-        frames = _frames_of(words)
-        rows = int(np.count_nonzero(np.abs(np.diff(frames)) > NEAR))
-        return len(frames) >= _FEW and rows * _ROW > len(frames)
-
-    def ahead(self, words: list[bytearray]) -> KnownFlags | None:
-        """As Frames.ahead(). None: there are few, or they are spread over too much memory."""
+    def ahead(self, words: list[bytearray]) -> Mirror | None:
+        """As Frames.ahead()."""
         frames = [found for each in words if len(found := _frames_of(each))]
         number = sum(map(len, frames))
-        if number < _FEW:
+        if number < FEW:
             return None
-        first = min(int(each.min()) for each in frames) // NEAR
-        blocks = max(int(each.max()) for each in frames) // NEAR + 1 - first
-        if blocks > min(_SPREAD * number, _MOST_BLOCKS):
+        first = min(int(each.min()) for each in frames) >> _SHIFT
+        blocks = (max(int(each.max()) for each in frames) >> _SHIFT) + 1 - first
+        if blocks > min(SPREAD * number, MOST_BLOCKS):
             return None
-        return KnownFlags(self.flags, frames, first, blocks)
+        there = np.zeros(blocks, np.bool_)
+        for each in frames:
+            there[(each >> _SHIFT) - first] = True
+        if 8 * NEAR * int(np.count_nonzero(there)) > MOST_BYTES:
+            return None
+        known = Mirror(self.flags, NEAR * (first + blocks))
+        borders = np.diff(there.view(np.int8), prepend=np.int8(0), append=np.int8(0)).nonzero()[0]
+        ends = iter((NEAR * (borders + first)).tolist())
+        for start, end in zip(ends, ends, strict=True):
+            known.read(start, end)
+        return known
 
     def look_up(
-        self, pfns: array[int], low: bytes, known: KnownFlags | None = None
+        self, pfns: array[int], low: bytes, known: Mirror | None = None
     ) -> tuple[bytes, bytes, bytes]:
         """As Frames.look_up()."""
-        asked = np.frombuffer(pfns, np.uint64)
-        # Of most tables that are there little is populated.
-        (there,) = (np.frombuffer(low, np.uint8) & PRESENT).nonzero()
-        frames = asked[there].astype(np.int64)
         if known is None:
-            distinct, inverse = np.unique(frames, return_inverse=True)
-            flags = _words(self.flags, distinct)[inverse]
-        else:
-            flags = known.of(frames)
+            return super().look_up(pfns, low)
+        asked, bits = np.frombuffer(pfns, np.uint64), np.frombuffer(low, np.uint8)
+        # Of most tables that are there little is populated.
+        (there,) = (bits & PRESENT).nonzero()
+        frames = asked[there].astype(np.int64)
+        flags = np.frombuffer(known.words, np.uint64)[frames]
         orders = np.zeros(len(frames), np.uint8)
         compound = flags & np.uint64(KPF_HEAD | KPF_TAIL) != 0
-        once = (np.frombuffer(low, np.uint8)[there] & EXCLUSIVE != 0) & ~compound
+        once = bits[there] & EXCLUSIVE != 0
+        once &= bits[there] & HUGE == 0 if self.tells_huge else ~compound
         if compound.any():
             blocks = np.unique(frames[compound] // self.block)
             whole = (blocks[:, None] * self.block + np.arange(self.block)).reshape(-1)
@@ -87,29 +91,6 @@ class FramesAtOnce(Frames):
         return spread(flags), spread(counts), spread(orders)
 
 
-class KnownFlags:
-    """The flags of many frames, read by blocks of NEAR of them that begin at the block `first`; no frame has
-    to be looked for, and none to be sorted.
-    """
-
-    def __init__(self, file: int, frames: list[NDArray[np.int64]], first: int, blocks: int) -> None:
-        self.first = first
-        there = np.zeros(blocks, np.bool_)
-        for each in frames:
-            there[each // NEAR - first] = True
-        self.places = np.cumsum(there, dtype=np.int32)
-        self.places -= 1
-        borders = np.diff(there.view(np.int8), prepend=np.int8(0), append=np.int8(0)).nonzero()[0]
-        firsts, ends = borders[::2] + first, borders[1::2] + first
-        self.flags = _read_runs(file, firsts * NEAR, (ends - firsts) * NEAR)
-
-    def of(self, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """The flags of some of the frames."""
-        places = self.places[frames // NEAR - self.first].astype(np.int64)
-        found: NDArray[np.uint64] = self.flags[places * NEAR + frames % NEAR]
-        return found
-
-
 def _frames_of(words: bytearray) -> NDArray[np.int64]:
     """The frames that words of pagemap name, in their order."""
     entries = np.frombuffer(words, np.int64)
@@ -119,8 +100,6 @@ def _frames_of(words: bytearray) -> NDArray[np.int64]:
 
 def _words(file: int, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
     """What one of the two files has of ascending frames."""
-    if not len(frames):
-        return np.zeros(0, np.uint64)
     starts = np.flatnonzero(np.diff(frames, prepend=-NEAR - 1) > NEAR)
     firsts, counts = frames[starts], np.diff(starts, append=len(frames))
     sizes = frames[starts + counts - 1] + 1 - firsts

@@ -257,9 +257,9 @@ def capture(*pids: int, hidden: int = 0) -> Image:
 
     numbers = sorted(set(pids)) or [own_pid()]
     asked = f"process {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} processes"
-    options = CaptureOptions(hidden=hidden, frames=FramesAtOnce)
+    options = CaptureOptions(hidden=hidden, frames=FramesAtOnce, level=0)
     with spooled() as file, captured(numbers, options) as (meta, columns):
-        write_file(file, {}, columns, level=0)
+        write_file(file, {}, columns)
         snapshot = read_snapshot(file, asked, meta)
     first, *more = snapshot.processes
     name = _names(snapshot) if more else f"pid {first.pid} ({first.name})"
@@ -275,9 +275,9 @@ def of_dump(path: str, *pids: int) -> Image:
     from mthp.image.capture.run import CaptureOptions
     from mthp.image.vmcore.run import captured_of_dump
 
-    options = CaptureOptions(deep=True)
+    options = CaptureOptions(deep=True, level=0)
     with spooled() as file, captured_of_dump(path, sorted(set(pids)), options) as (meta, columns):
-        write_file(file, {}, columns, level=0)
+        write_file(file, {}, columns)
         snapshot = read_snapshot(file, path, meta)
     return Image(snapshot, path, f"dump of {_names(snapshot)}, kernel {snapshot.kernel}")
 

@@ -105,7 +105,7 @@ def write_captured(
     """Write what is captured, by a document and columns; returns what capture_into() does."""
     began = time.monotonic()
     with captured as (meta, columns):
-        write_file(file, meta, columns, level=1)
+        write_file(file, meta, columns)
         deep = [deep_line(meta, columns)] if meta["privilege"]["deep"] else []
         size, tables = file.tell(), len(columns.address)
     torn, processes = meta["tearing"], meta["processes"]
@@ -128,8 +128,12 @@ _NOT_PRESENT = bytes(low for low in range(256) if not low & PRESENT)
 
 def deep_line(meta: dict[str, Any], columns: Columns) -> str:
     """Say what a deep capture saw that others do not."""
-    young = sum(len(part.translate(None, _NOT_YOUNG)) for part in columns.chunks("pte_bits"))
-    present = sum(len(part[::2].translate(None, _NOT_PRESENT)) for part in columns.chunks("pte"))
+    young = sum(
+        len(part.translate(None, _NOT_YOUNG)) for part in columns.files["pte_bits"].chunks()
+    )
+    present = sum(
+        len(part[::2].translate(None, _NOT_PRESENT)) for part in columns.files["pte"].chunks()
+    )
     listed = sum(process["deep"]["registered"] is not None for process in meta["processes"])
     return (
         f"deep: {young} of {present} pages are young; khugepaged's list has {meta['deep']['mms']} "

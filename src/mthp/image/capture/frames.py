@@ -6,15 +6,17 @@ Kernel: fs/proc/page.c (kpageflags, kpagecount).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import mmap
 import os
 import re
 import sys
 from array import array
-from typing import Any
+from typing import Any, Iterator
 
-from mthp.image.capture.pagemap import EVEN, EXCLUSIVE, FILE, PRESENT, ZERO, byte_of_word
+from mthp.image.capture.pagemap import EVEN, EXCLUSIVE, FILE, HUGE, PFN, PRESENT, ZERO, byte_of_word
 from mthp.image.capture.proc import open_or_none
 from mthp.words.files import naming
 from mthp.words.units import Geometry
@@ -22,8 +24,20 @@ from mthp.words.units import Geometry
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
 KPF_ANON, KPF_HEAD, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE = (1 << k for k in (12, 15, 16, 22, 24))
 BROKEN = 255
-SOME = 16
-"""Where more than one of so many frames does not follow that before, they may run backwards."""
+NEAR = 16
+"""Frames that are no further apart are read by one call, with what is between them: another call costs
+as much."""
+FEW = 1 << 12
+"""Frames that are not worth looking for a way to find together."""
+_SAMPLE, _SOME = 1 << 14, 1 << 8
+"""Bytes of pagemap that tell how frames lie, where so many frames are among them."""
+_ROW = 4
+"""Where so many frames and fewer lie in a row, the next may well be another batch's."""
+SPREAD, MOST_BLOCKS = 64, 1 << 23
+"""More blocks of frames for each frame than this, or in all, are too many to note where each lies."""
+MOST_BYTES = 256 << 20
+"""Of a file, as many are kept of all frames that are found together."""
+_MAP_NORESERVE = 0x4000  # not in the mmap module before Python 3.13
 
 _ANON_OF_PTE = bytes(pte & (PRESENT | ZERO | FILE) == PRESENT for pte in range(256))
 _ANON_OF_FLAGS = bytes(value & KPF_ANON >> 8 != 0 for value in range(256))
@@ -31,13 +45,20 @@ _HEAD = bytes(value >> 7 for value in range(256))
 _TAIL = bytes(2 * (value & 1) for value in range(256))
 _IS_PRESENT = bytes(value & PRESENT for value in range(256))
 _NOT_PRESENT = bytes(value for value in range(256) if not value & PRESENT)
+_NOT_ZERO = tuple(bytes((value,)) for value in range(1, 256))
+_TOP_BIT = bytes(value >> 7 for value in range(256))
+_WORD_OF_FRAME = PFN.to_bytes(8, sys.byteorder)
 _ALL_IF_PRESENT = bytes(255 * (value & PRESENT) for value in range(256))
-_ALL_IF_SHARED = bytes(0 if value & EXCLUSIVE else 255 for value in range(256))
+_ALL_IF_SHARED = bytes(0 if value & EXCLUSIVE else 255 * (value & PRESENT) for value in range(256))
+_ALL_IF_ASKED = bytes(
+    0 if value & (EXCLUSIVE | HUGE) == EXCLUSIVE else 255 * (value & PRESENT)
+    for value in range(256)
+)
 _ALL_IF_ANY = bytes(255 if value else 0 for value in range(256))
-_OTHER_IF_ANY = bytes(2 if value else 1 for value in range(256))
-_ALL_IF_OTHER = bytes(255 * (value == 2) for value in range(256))
-_ONE_IF_NEXT = bytes(value == 1 for value in range(256))
 _ANY = bytes(value != 0 for value in range(256))
+_ALL_IF_STEP = bytes(255 * (value != 2) for value in range(256))
+_ONE_MARK = re.compile(b"[^\0]")
+_MARKS = re.compile(b"\1+")
 
 
 def open_frames(path: str, known: int) -> int | None:
@@ -58,12 +79,17 @@ class Frames:
     """kpageflags, kpagecount and folio orders of the frames that page tables point to.
 
     flags, counts: descriptors of the two files; None where kpagecount cannot be read. block: the PTEs of
-    a table, and the frames of its largest folio. batch_bytes: of pagemap are looked at together.
+    a table, and the frames of its largest folio. batch_bytes: of pagemap are looked at together. tells_huge:
+    whether a huge PMD's pages have HUGE.
     """
 
     batch_bytes = 1 << 19
 
-    def __init__(self, flags: int, counts: int | None, geometry: Geometry) -> None:
+    def __init__(
+        self, flags: int, counts: int | None, geometry: Geometry, tells_huge: bool = False
+    ) -> None:
+        self.geometry = geometry
+        self.tells_huge = tells_huge
         self.flags = flags
         self.counts = counts
         self.block = geometry.ptrs_per_pte
@@ -76,32 +102,58 @@ class Frames:
 
     def lie_apart(self, words: bytearray) -> bool:
         """Whether the frames that words of pagemap name are to be found together with those of others."""
-        return False
+        frames, rows = rows_among(words)
+        return frames >= _SOME and rows * _ROW > frames
 
     def ahead(self, words: list[bytearray]) -> Any:
         """What can be found together of the frames that some batches' words of pagemap name, for their
-        look_up(); None where it finds that by itself."""
+        look_up(); None where they are too few, or spread over too much memory."""
+        runs = list(itertools.chain.from_iterable(map(_rows, words)))
+        number = sum(count for _, count in runs)
+        if number < FEW:
+            return None
+        first = min(runs)[0] // NEAR
+        blocks = max(start + count for start, count in runs) // NEAR + 1 - first
+        if blocks > min(SPREAD * number, MOST_BLOCKS):
+            return None
+        marks, ones = bytearray(blocks), b"\1" * (max(map(len, words)) // 8)
+        for start, count in runs:
+            i, j = start // NEAR - first, (start + count - 1) // NEAR + 1 - first
+            marks[i:j] = ones[: j - i]
+        if 8 * NEAR * marks.count(1) > MOST_BYTES:
+            return None
+        known = Mirror(self.flags, NEAR * (first + blocks))
+        for match in _MARKS.finditer(marks):
+            i, j = match.span()
+            known.read(NEAR * (first + i), NEAR * (first + j))
+        return known
 
     def look_up(
         self, pfns: array[int], low: bytes, known: Any = None
     ) -> tuple[bytes, bytes, bytes]:
         """Flags, mapcount and folio order of each PTE, as u64, u32 and u8; 0 where it is not present.
 
-        known: what ahead() gave. low: what pagemap says of each; a small page that is mapped exclusively
-        is mapped once. The order is BROKEN where heads and tails make no whole folio: it came or went
-        meanwhile.
+        known: what ahead() gave. low: what pagemap says of each; a page that is mapped exclusively is
+        mapped once, but for those of a huge PMD, of which pagemap has looked at one. The order is BROKEN
+        where heads and tails make no whole folio: it came or went meanwhile.
         """
         present = low.translate(_IS_PRESENT)
-        if 2 * present.count(1) > len(low):
-            return self._look_up(pfns, low)
+        there = present.count(1)
+        if there == len(low) or (known is None and 2 * there > len(low)):
+            return self._look_up(pfns, low, known)
         packed = array("Q", itertools.compress(pfns, present))
-        found = self._look_up(packed, low.translate(None, _NOT_PRESENT))
+        found = self._look_up(packed, low.translate(None, _NOT_PRESENT), known)
         flags, counts, orders = (spread(data, present, k) for data, k in zip(found, (8, 4, 1)))
         return flags, counts, orders
 
-    def _look_up(self, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
+    def _look_up(
+        self, pfns: array[int], low: bytes, known: Mirror | None
+    ) -> tuple[bytes, bytes, bytes]:
         runs = runs_of(pfns, low.translate(_ALL_IF_PRESENT))
-        flags = _values(self.flags, pfns, runs, bytes(8 * len(pfns)))
+        if known is None:
+            flags = _values(self.flags, pfns, runs, bytes(8 * len(pfns)))
+        else:
+            flags = known.of(pfns, runs)
         kinds = _kinds(flags)
         orders = self._orders(flags, kinds, pfns, runs) if kinds else bytes(len(pfns))
         return bytes(flags), self._mapped(pfns, runs, low, kinds), orders
@@ -110,21 +162,31 @@ class Frames:
         """The mapcounts."""
         if self.counts is None:
             return bytes(4 * len(pfns))
+        unknown = low.translate(_ALL_IF_ASKED if self.tells_huge else _ALL_IF_SHARED)
+        if kinds and not self.tells_huge:
+            both = number(unknown) | number(kinds.translate(_ALL_IF_ANY))
+            unknown = both.to_bytes(len(pfns), "little")
+        asked = number(runs) & number(unknown) if b"\xff" in unknown else 0
+        if not asked:
+            once = bytearray(4 * len(pfns))
+            once[byte_of_word(0) // 2 :: 4] = low.translate(_IS_PRESENT)
+            return bytes(once)
         counts = bytearray(8 * len(pfns))
         counts[byte_of_word(0) :: 8] = low.translate(_IS_PRESENT)
-        unknown = number(low.translate(_ALL_IF_SHARED)) | number(kinds.translate(_ALL_IF_ANY))
-        asked = number(runs) & unknown
-        if asked:
-            counts = _values(self.counts, pfns, asked.to_bytes(len(pfns), "little"), counts)
+        counts = _values(self.counts, pfns, asked.to_bytes(len(pfns), "little"), counts)
         return memoryview(counts).cast("I")[byte_of_word(0) // 4 :: 2].tobytes()
 
     def misfits(self, low: bytearray, flags: bytes, counts: bytes, orders: bytes) -> list[int]:
         """Which tables have PTEs (`low`) that cannot be so with what look_up() found of their frames:
         pagemap has a page as anonymous and its frame is not, nobody maps it, or its folio is BROKEN.
         """
-        wanted = int.from_bytes(low.translate(_ANON_OF_PTE), "little")
+        ours = low.translate(_ANON_OF_PTE)
         anon = flags[byte_of_word(1) :: 8].translate(_ANON_OF_FLAGS)
-        wrong = wanted ^ int.from_bytes(anon, "little")
+        known = self.counts is None or counts[byte_of_word(0) // 2 :: 4].translate(_ANY) == ours
+        if ours == anon and known and BROKEN not in orders:
+            return []
+        wanted = number(ours)
+        wrong = wanted ^ number(anon)
         if self.counts is not None:
             bits = 0
             for k in range(4):
@@ -191,43 +253,131 @@ def _orders_of(flags: memoryview, kinds: bytes, first: int) -> bytes:
 NEXT, OTHER, PREVIOUS = 1, 2, 3
 """What runs_of() says of a frame: it is one more than that of the PTE before, neither, or one less."""
 RUN = re.compile(b"[\1\2\3](?:\1+|\3*)|\0+")
+_STEPS = bytes({1: NEXT, 255: PREVIOUS}.get(value, OTHER) for value in range(256))
+"""What the lowest byte of a difference says, where the others do not differ."""
+
+
+class Mirror:
+    """What a file of /proc has of frames below `end`, each word at the frame's place; nothing is kept of
+    what was not read."""
+
+    def __init__(self, file: int, end: int) -> None:
+        self.file = file
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        memory = mmap.mmap(-1, 8 * end, flags=flags)
+        if hasattr(memory, "madvise"):
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._bytes = memoryview(memory)
+        self.words = self._bytes.cast("Q")
+
+    def read(self, first: int, end: int) -> None:
+        """Read what the file has of frames from one on; beyond its end there is nothing."""
+        at, end = 8 * first, 8 * end
+        while at < end and (got := os.preadv(self.file, [self._bytes[at:end]], at)):
+            at += got
+
+    def of(self, pfns: array[int], runs: bytes) -> bytearray:
+        """The words of frames that are there, of which all were read. runs: what runs_of() says of them."""
+        words, at = self.words, 0
+        parts: list[memoryview | array[int]] = []
+        if _SHORT * runs.count(OTHER) > len(runs):
+            return bytearray(array("Q", map(words.__getitem__, pfns)))
+        for run in RUN.findall(runs):
+            nr, first = len(run), pfns[at]
+            if nr > 1 and run[-1] == PREVIOUS:
+                parts.append(array("Q", words[first + 1 - nr : first + 1].tobytes())[::-1])
+            else:
+                parts.append(words[first : first + nr])
+            at += nr
+        return bytearray().join(parts)
+
+
+_SHORT = 4
+"""Where runs are as short as this, their frames are looked up one by one."""
+
+
+def _frames_of(words: bytearray) -> array[int]:
+    """The frames that words of pagemap name, in their order."""
+    present = words[byte_of_word(7) :: 8].translate(_TOP_BIT)
+    named = array("Q", bytes(words))
+    if present.count(1) < len(present):
+        named = array("Q", itertools.compress(named, present))
+    every = number(named.tobytes()) & _repeated(number(_WORD_OF_FRAME), len(named))
+    return array("Q", every.to_bytes(8 * len(named), "little"))
+
+
+def _rows(words: bytearray) -> Iterator[tuple[int, int]]:
+    """(first, number) of the frames that words of pagemap name, as they lie side by side."""
+    pfns, at = _frames_of(words), 0
+    for run in RUN.findall(runs_of(pfns, b"\xff" * len(pfns))):
+        nr = len(run)
+        yield pfns[at + nr - 1 if run[-1] == PREVIOUS else at], nr
+        at += nr
+
+
+def rows_among(words: bytearray) -> tuple[int, int]:
+    """How many frames the first words of pagemap name, and in how many rows these lie."""
+    pfns = _frames_of(words[:_SAMPLE])
+    return len(pfns), len(RUN.findall(runs_of(pfns, b"\xff" * len(pfns))))
 
 
 def runs_of(pfns: array[int], there: bytes) -> bytes:
     """NEXT, OTHER or PREVIOUS of each PTE: one call reads a run of frames; 0 where there has 0, not 255.
 
-    All are compared together, in parts of large numbers: a third of the time of one after another.
+    Bytes of one place are compared together, as a large number: what the lowest does not tell is rare, and
+    looked at by itself.
     """
     raw, nr = pfns.tobytes(), len(pfns)
-    here, before = (int.from_bytes(words, sys.byteorder) for words in (raw, bytes(8) + raw[:-8]))
-    top, ones = _lanes(nr)
-    steps = here + top - before
-    runs = _is_other(steps - ones ^ top, nr)
-    if SOME * runs.count(OTHER) > nr:
-        back = number(_is_other(steps + ones ^ top, nr).translate(_ONE_IF_NEXT))
-        runs = (number(runs) | back).to_bytes(nr, "little")
-    return (number(runs) & number(there)).to_bytes(nr, "little")
+    top, others, every = _lanes(nr)
+    here = number(raw[byte_of_word(0) :: 8])
+    before = here << 8 & every
+    steps = ((here | top) - (before & others)) ^ ((here ^ before ^ top) & top)
+    runs = bytearray(steps.to_bytes(nr, "little").translate(_STEPS))
+    higher = 0
+    for k in range(1, 8):
+        plane = raw[byte_of_word(k) :: 8]
+        if plane != plane[:1] * nr:
+            here = number(plane)
+            higher |= here ^ here << 8 & every
+        elif plane.startswith(_NOT_ZERO):
+            higher |= plane[0]
+    if higher:
+        differ = higher.to_bytes(nr, "little")
+        if (
+            differ.count(0) < nr - nr // 16
+        ):  # most of them are others, as the lowest byte tells, too
+            doubt = number(differ.translate(_ALL_IF_ANY)) & number(runs.translate(_ALL_IF_STEP))
+            differ = doubt.to_bytes(nr, "little")
+        for match in _ONE_MARK.finditer(differ):
+            k = match.start()
+            step = pfns[k] - (pfns[k - 1] if k else 0)
+            runs[k] = NEXT if step == 1 else PREVIOUS if step == -1 else OTHER
+    return bytes(runs) if 0 not in there else _masked(runs, there)
+
+
+def _masked(runs: bytearray, there: bytes) -> bytes:
+    return (number(runs) & number(there)).to_bytes(len(runs), "little")
+
+
+@functools.lru_cache(maxsize=4)
+def _lanes(nr: int) -> tuple[int, int, int]:
+    """So many bytes side by side in a number: with the highest bit alone, with the others, and with all."""
+    return number(b"\x80" * nr), number(b"\x7f" * nr), (1 << 8 * nr) - 1
+
+
+@functools.lru_cache(maxsize=4)
+def _repeated(word: int, nr: int) -> int:
+    """So many times a word, side by side."""
+    return number(word.to_bytes(8, "little") * nr)
 
 
 def not_zero(pfns: array[int]) -> bytes:
     """255 for each pfn that is not 0, 0 for others."""
-    words = int.from_bytes(pfns.tobytes(), sys.byteorder)
-    return _is_other(words, len(pfns)).translate(_ALL_IF_OTHER)
-
-
-@functools.lru_cache(maxsize=2)
-def _lanes(nr: int) -> tuple[int, int]:
-    """So many words side by side in a number: with the highest bit alone, and with the lowest."""
-    words = (array("Q", (word,)).tobytes() * nr for word in (1 << 63, 1))
-    top, ones = (int.from_bytes(data, sys.byteorder) for data in words)
-    return top, ones
-
-
-def _is_other(words: int, nr: int) -> bytes:
-    """Of each of so many words side by side: NEXT if it is 0, OTHER if it is not."""
-    for bits in (32, 16, 8):
-        words |= words >> bits
-    return words.to_bytes(8 * nr, sys.byteorder)[byte_of_word(0) :: 8].translate(_OTHER_IF_ANY)
+    raw, some = pfns.tobytes(), 0
+    for k in range(8):
+        some |= number(raw[k::8])
+    return some.to_bytes(len(pfns), "little").translate(_ALL_IF_ANY)
 
 
 def spread(data: bytes, present: bytes, width: int) -> bytes:
@@ -264,7 +414,7 @@ def _values(file: int, pfns: array[int], runs: bytes, others: bytes | bytearray)
     return bytearray().join(parts)
 
 
-def number(data: bytes) -> int:
+def number(data: bytes | bytearray) -> int:
     """A number of which each byte is one of these."""
     return int.from_bytes(data, "little")
 

@@ -93,6 +93,7 @@ class CaptureOptions(NamedTuple):
     deep: bool = False
     zeros: bool = False
     pages: type[Pages] = Pages
+    level: int = 1
 
 
 class SnapshotRun:
@@ -231,7 +232,7 @@ class CaptureRun(SnapshotRun):
                 kernel = LiveKernel()
             pages = options.pages(kernel, self.geometry.ptrs_per_pte)
             self.deep = DeepReader(kernel, pages, self.geometry)
-        self.columns = Columns(self.geometry, folder, self.members())
+        self.columns = Columns(self.geometry, folder, self.members(), options.level)
         self._say_what_is_unseen()
 
     def close(self) -> None:
@@ -257,9 +258,8 @@ class CaptureRun(SnapshotRun):
         pfn = array("Q", word)[0] & PFN if exclusive else 0
         flags = open_frames("/proc/kpageflags", pfn)
         if flags is not None:
-            self.frames = self.options.frames(
-                flags, open_frames("/proc/kpagecount", pfn), self.geometry
-            )
+            counts = open_frames("/proc/kpagecount", pfn)
+            self.frames = self.options.frames(flags, counts, self.geometry, tells_huge=scan)
         return {
             "root": os.geteuid() == 0,
             "pfn": pfn != 0,
@@ -413,7 +413,6 @@ class ProcessReader:
                 row = int.from_bytes(columns.row("pte", k), sys.byteorder)
                 mark = int.from_bytes(array("H", [HUGE] * ptrs).tobytes(), sys.byteorder)
                 columns.patch("pte", k, (row | mark).to_bytes(2 * ptrs, sys.byteorder))
-        columns.rewind()
 
     def _looks_huge(self, k: int) -> bool:
         columns, ptrs = self.session.columns, self.geometry.ptrs_per_pte

@@ -9,7 +9,6 @@ import itertools
 import operator
 import os
 import re
-import sys
 from typing import Iterable, Iterator, NamedTuple
 
 from mthp.image.capture.frames import Frames
@@ -38,7 +37,7 @@ from mthp.words.units import Geometry
 BATCH_BYTES = 1 << 19
 """Pagemap bytes held by one batch of tables, where no other size is given: the unit of reading, decoding
 and writing."""
-BATCHES_AHEAD = 16
+BATCHES_AHEAD = 64
 """So many batches are read together where frames lie apart, as each batch's are among those of all."""
 AHEAD_BYTES = 512 << 20
 """At most so much address space is read without asking PAGEMAP_SCAN whether it is populated."""
@@ -125,10 +124,13 @@ class TableReader:
             if job.regions is not None or self._frames is None:
                 yield self._from_job(job, None)
                 continue
-            read = [(job, self._read(job.runs))]
-            if self._frames.lie_apart(read[0][1]):
-                some = (job, *itertools.islice(jobs, BATCHES_AHEAD - 1))
-                read = [(each, bytearray(self._read(each.runs))) for each in some]
+            words = self._read(job.runs)
+            if not self._frames.lie_apart(words):
+                yield self._from_job(job, words)
+                continue
+            read = [(job, bytearray(words))]
+            more = itertools.islice(jobs, BATCHES_AHEAD - 1)
+            read += ((each, bytearray(self._read(each.runs))) for each in more)
             with naming("/proc/kpageflags"):
                 known = self._frames.ahead([words for _, words in read])
             while read:
@@ -317,11 +319,12 @@ class TableReader:
                 if low.count(PRESENT | FILE, i, i + ptrs) == ptrs:
                     low[i : i + ptrs] = bytes((PRESENT | ZERO | HUGE,)) * ptrs
             return
+        maybe = () if zero_pages else self._maybe_huge(batch)
         for at, start, end in self._places(job.runs):
-            if not zero_pages:
-                tables = range(at, at + (end - start) // page, ptrs)
-                if not any(self._may_be_huge(batch, i) for i in tables):
-                    continue
+            if not zero_pages and not any(
+                maybe[at // ptrs : at // ptrs + (end - start) // (ptrs * page)]
+            ):
+                continue
             for first, last, categories in self.scanner.find_all(start, end, IS_PFNZERO | IS_HUGE):
                 flags = flags_of_categories(categories) & (ZERO | HUGE)
                 if first % self._geometry.pmd_size:  # collapsed while it was asked about
@@ -332,17 +335,21 @@ class TableReader:
                 i, j = at + (first - start) // page, at + (last - start) // page
                 low[i:j] = low[i:j].translate(add)
 
-    def _may_be_huge(self, batch: Batch, i: int) -> bool:
-        """Whether a huge PMD may stand for the table that begins at index i: its frames, where they are
-        told, are one block."""
-        assert batch.words is not None
-        last = i + self._geometry.ptrs_per_pte - 1
-        if batch.low.find(0, i, last + 1) >= 0:
-            return False
-        first, end = (
-            int.from_bytes(batch.words[8 * k : 8 * k + 8], sys.byteorder) & PFN for k in (i, last)
-        )
-        return first == 0 or (end - first == last - i and not first % (last + 1 - i))
+    def _maybe_huge(self, batch: Batch) -> list[bool]:
+        """Of each table, whether a huge PMD may stand for it: its frames, where they are told, are one
+        block."""
+        ptrs, low = self._geometry.ptrs_per_pte, batch.low
+        words = memoryview(batch.words or b"").cast("Q")
+        firsts, lasts = words[::ptrs].tolist(), words[ptrs - 1 :: ptrs].tolist()
+        found = [
+            not (first := word & PFN) or (not first % ptrs and (last & PFN) - first == ptrs - 1)
+            for word, last in zip(firsts, lasts)
+        ]
+        if True in found:
+            found = [
+                maybe and low.find(0, k * ptrs, (k + 1) * ptrs) < 0 for k, maybe in enumerate(found)
+            ]
+        return found
 
     def _drop_empty(self, batch: Batch) -> bool:
         """Keep only tables with something in them; whether there are any."""

@@ -58,7 +58,7 @@ class Attached:
 
     def begin(self) -> None:
         """Capture what it has. CaptureError: it cannot be read."""
-        with captured([self.pid], CaptureOptions(exclusive=False)) as (meta, columns):
+        with captured([self.pid], CaptureOptions(exclusive=False, level=0)) as (meta, columns):
             (process,) = meta["processes"]
             names = ("start", "end", "perms", "offset", "inode", "path", "flags")
             self.vmas = [{name: vma[name] for name in names} for vma in process["vmas"]]

@@ -68,6 +68,10 @@ class DumpFrames(Frames):
     def close(self) -> None:
         """No file is open."""
 
+    def lie_apart(self, words: bytearray) -> bool:
+        """As Frames.lie_apart(): what is asked together is found together."""
+        return False
+
     def look_up(
         self, pfns: array[int], low: bytes, known: Any = None
     ) -> tuple[bytes, bytes, bytes]:

@@ -74,7 +74,7 @@ class DumpRun(SnapshotRun):
             "root": True, "pfn": True, "kpageflags": True, "pagemap_scan": False, "exclusive": True,
             "deep": True,
         }  # fmt: skip
-        self.columns = Columns(GEOMETRY, folder, self.members())
+        self.columns = Columns(GEOMETRY, folder, self.members(), options.level)
 
     def close(self) -> None:
         """Close the files that are open."""
