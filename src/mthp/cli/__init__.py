@@ -11,21 +11,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from mthp import __version__
-from mthp.cli.lab import add_lab
-from mthp.cli.options import (
-    UsageError,
-    add_calibrate,
-    add_check,
-    add_collapse,
-    add_diff,
-    add_doctor,
-    add_plan,
-    add_record,
-    add_replay,
-    add_snap,
-    add_sweep,
-)
-from mthp.cli.options_life import add_life
+from mthp.cli.options import UsageError
 from mthp.image.capture.proc import CaptureError
 from mthp.lab.errors import LabError
 from mthp.words.files import FileError, one_line
@@ -36,6 +22,15 @@ EXIT_CODES = (
     "exit codes: 0 fine, 1 failed, 2 usage or bad input, 3 prediction and kernel differ, "
     "4 a law is broken, 5 this host lacks something"
 )
+
+
+_OPTIONS, _LIFE, _LAB = "mthp.cli.options", "mthp.cli.options_life", "mthp.cli.lab"
+VERBS = {
+    "collapse": _OPTIONS, "plan": _OPTIONS, "sweep": _OPTIONS, "doctor": _OPTIONS, "calibrate": _OPTIONS,
+    "snap": _OPTIONS, "record": _OPTIONS, "life": _LIFE, "diff": _OPTIONS, "check": _OPTIONS,
+    "replay": _OPTIONS, "lab": _LAB,
+}  # fmt: skip
+"""The verbs, and the module of each that has its options."""
 
 
 class OneLine(argparse.ArgumentParser):
@@ -57,8 +52,8 @@ class PrintCompletion(argparse.Action):
         parser.exit()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line, or what one verb needs of it: to build all takes longer than some verbs."""
     parser = OneLine(
         prog="mthp",
         description="khugepaged, executable: what Linux collapses into huge pages in a real "
@@ -73,18 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="print what makes the shell complete verbs and options",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    add_collapse(verbs)
-    add_plan(verbs)
-    add_sweep(verbs)
-    add_doctor(verbs)
-    add_calibrate(verbs)
-    add_snap(verbs)
-    add_record(verbs)
-    add_life(verbs)
-    add_diff(verbs)
-    add_check(verbs)
-    add_replay(verbs)
-    add_lab(verbs)
+    for name in VERBS if verb is None else (verb,):
+        getattr(import_module(VERBS[name]), f"add_{name}")(verbs)
     return parser
 
 
@@ -97,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ended_in_order():
             try:
-                args = build_parser().parse_args(argv)
+                words = sys.argv[1:] if argv is None else argv
+                verb = words[0] if words and words[0] in VERBS else None
+                args = build_parser(verb).parse_args(words)
             except SystemExit as stop:
                 code = int(stop.code or 0)
             else:
