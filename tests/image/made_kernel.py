@@ -164,18 +164,22 @@ def core_file(path: Path, segments: Iterable[tuple[int, int, bytes | int]], info
 
 class MadeKernel:
     """A kernel that has this process, and another that it is not: what is put into its memory by physical
-    address is at DIRECT for it. Symbols are in memory, one page apart."""
+    address is at DIRECT for it. Symbols are in memory, one page apart.
 
-    def __init__(self, folder: Path) -> None:
+    pid: of the process that it has; ram: bytes of memory, most of which take no room.
+    """
+
+    def __init__(self, folder: Path, pid: int | None = None, ram: int = RAM) -> None:
+        self.size, pid = ram, os.getpid() if pid is None else pid
         self.core, self.btf = folder / "kcore", folder / "btf"
         self.kallsyms = folder / "kallsyms"
-        frames = RAM // PAGE
+        frames = ram // PAGE
         core_file(
             self.core,
-            [(DIRECT, 0, RAM), (STRUCT_PAGES, (1 << 64) - 1, frames * 64)],
+            [(DIRECT, 0, ram), (STRUCT_PAGES, (1 << 64) - 1, frames * 64)],
             "NUMBER(pgtable_l5_enabled)=0\nNUMBER(sme_mask)=0\n",
         )
-        self.ram = self.core.stat().st_size - RAM - frames * 64
+        self.ram = self.core.stat().st_size - ram - frames * 64
         self.file = os.open(self.core, os.O_RDWR)
         self.btf.write_bytes(type_information())
         self.free = PAGE
@@ -187,11 +191,11 @@ class MadeKernel:
         self.put(self.mm + 136, 7)
         other = self.page()
         first = self.at["init_task"]
-        self.task, began = self.page(), started(os.getpid())
+        self.task, began = self.page(), started(pid)
         assert began is not None
         for task, following, pid, mm in (
-            (first, other, 0, 0), (other, self.task, os.getpid(), self.pgd),
-            (self.task, first, os.getpid(), self.mm),
+            (first, other, 0, 0), (other, self.task, pid, self.pgd),
+            (self.task, first, pid, self.mm),
         ):  # fmt: skip
             self.put(task + 8, following + 8 + DIRECT)
             self.put(task + 24, pid)
@@ -200,7 +204,7 @@ class MadeKernel:
         self.registered()
         self.put(self.at["node_data"], self.page() + DIRECT)
         self.node = self.free - PAGE
-        self.put(self.node + 24, RAM // PAGE)
+        self.put(self.node + 24, frames)
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have the capture read this kernel's files."""
@@ -265,4 +269,4 @@ class MadeKernel:
             at = TYPES["page"][1].get(name, TYPES["folio"][1].get(name, 0))
             width = widths.get(name, 4)
             data = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
-            os.pwrite(self.file, data, self.ram + RAM + frame * 64 + at)
+            os.pwrite(self.file, data, self.ram + self.size + frame * 64 + at)

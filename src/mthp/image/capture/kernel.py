@@ -8,7 +8,6 @@ Kernel: include/linux/mm_types.h, mm/khugepaged.c, mm/folio.c (mm/swap.c before 
 from __future__ import annotations
 
 import os
-import platform
 import struct
 from functools import lru_cache
 from typing import Callable, Iterator, NamedTuple, TypeVar
@@ -93,7 +92,7 @@ class KernelLayout(NamedTuple):
 @lru_cache(maxsize=None)
 def layout() -> KernelLayout:
     """Read it, once. CaptureError (5) names in one line all that this kernel lacks."""
-    if platform.machine() != "x86_64":
+    if os.uname().machine != "x86_64":
         raise CaptureError("--deep reads page tables of x86-64 only", LACKING)
     try:
         return layout_of(Btf(_whole(BTF)), _symbols)
