@@ -193,12 +193,12 @@ class MadeKernel:
         first = self.at["init_task"]
         self.task, began = self.page(), started(pid)
         assert began is not None
-        for task, following, pid, mm in (
+        for task, following, number, mm in (
             (first, other, 0, 0), (other, self.task, pid, self.pgd),
             (self.task, first, pid, self.mm),
         ):  # fmt: skip
             self.put(task + 8, following + 8 + DIRECT)
-            self.put(task + 24, pid)
+            self.put(task + 24, number)
             self.put(task + 32, mm + DIRECT if mm else 0)
         self.put(self.task + 40, began * 10_000_000 + 5)
         self.registered()
