@@ -35,26 +35,31 @@ WAYS = {"standard library alone": "mthp.image.capture.command", "mthp snap": "mt
 
 def made_core(folder: Path, pid: int) -> tuple[str, str, str]:
     """The paths of a kernel's memory, types and symbols, made of what pagemap says of a process."""
-    from tests.image.made_kernel import MadeKernel
+    from tests.image.made_kernel import DIRECT, MadeKernel
 
-    vma = max(read_vmas(pid), key=lambda each: each.sizes.get("anonymous", 0))
-    start, end = vma.start & -TABLE, vma.end + TABLE - 1 & -TABLE
+    tables: set[int] = set()
+    for vma in read_vmas(pid):
+        if vma.captured:
+            tables.update(range(vma.start & -TABLE, vma.end, TABLE))
+    seen: dict[int, list[int]] = {}
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
-        words = array("Q", os.pread(pagemap.fileno(), (end - start) // PAGE * 8, start // PAGE * 8))
-    most = max(word & PFN for word in words)
-    it = MadeKernel(folder, pid, (most + 2 << 12) + (64 << 20))
+        for table in sorted(tables):
+            words = array("Q", os.pread(pagemap.fileno(), PTRS * 8, table // PAGE * 8))
+            seen[table] = [word & PFN if word >> 63 else 0 for word in words]
+    it = MadeKernel(folder, pid, (max(map(max, seen.values())) + 2 << 12) + (64 << 20))
     small = struct.pack("<QQQQQQiiQ", 1 << 3 | 1 << 5 | 1 << 11, 0, 0, 0, 0, 0, 0, 1, 0)
-    for at in range(0, len(words), PTRS):
-        frames = [word & PFN if word >> 63 else 0 for word in words[at : at + PTRS]]
-        if not any(frames):
-            continue
-        for frame in frames:
-            if frame:
-                os.pwrite(it.file, small, it.ram + it.size + frame * 64)
-        it.map(
-            start + at * PAGE,
-            [frame << 12 | 0x8000_0000_0000_0867 if frame else 0 for frame in frames],
-        )
+    for table, frames in seen.items():
+        at = 0
+        while at < PTRS:  # runs of frames at once: a write for each takes minutes
+            end = at + 1
+            while end < PTRS and frames[end] == frames[at] + end - at:
+                end += 1
+            if frames[at]:
+                os.pwrite(it.file, small * (end - at), it.ram + it.size + frames[at] * 64)
+            at = end
+        if any(frames):
+            it.map(table, [frame << 12 | 0x8000_0000_0000_0867 if frame else 0 for frame in frames])
+    it.put(it.mm + 72, it.page() + DIRECT | 1 << 3 | 4)  # a tree of no mappings
     os.close(it.file)
     return str(it.core), str(it.btf), str(it.kallsyms)
 

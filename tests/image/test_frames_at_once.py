@@ -6,28 +6,26 @@ from __future__ import annotations
 import os
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mthp.image import frames_as_needed, frames_at_once
-from mthp.image.capture import frames
 from mthp.image.capture.frames import (
     BROKEN,
     KPF_HEAD,
     KPF_TAIL,
-    NEAR,
     NEXT,
     OTHER,
     PREVIOUS,
     Frames,
-    Mirror,
     runs_of,
 )  # fmt: skip
 from mthp.image.capture.pagemap import EXCLUSIVE, HUGE, PRESENT, SWAPPED
 from mthp.image.frames_as_needed import FramesAsNeeded
-from mthp.image.frames_at_once import FramesAtOnce
+from mthp.image.frames_at_once import NEAR, FramesAtOnce, Mirror
 from mthp.words.units import Geometry
 
 TINY = Geometry(12, 4)
@@ -90,7 +88,7 @@ def said_of(
     return flags, count, size.bit_length() - 1
 
 
-class Ahead(Frames):
+class Ahead(FramesAtOnce):
     """The same, where the frames were looked up before, with those of another batch."""
 
     def look_up(
@@ -100,27 +98,28 @@ class Ahead(Frames):
             "Q", [pfn | (bits & PRESENT) << 63 for pfn, bits in zip(pfns, low, strict=True)]
         )
         with pytest.MonkeyPatch.context() as patch:
-            for module in (frames, frames_at_once):
-                patch.setattr(module, "FEW", 1)
+            patch.setattr(frames_at_once, "_FEW", 1)
             known = self.ahead([bytearray(words), bytearray(array("Q", [3 | 1 << 63, 7]))])
         assert known is not None
         return super().look_up(pfns, low, known)
 
 
-class AheadAtOnce(Ahead, FramesAtOnce):
-    """The same with NumPy."""
+class AsNeeded(FramesAsNeeded):
+    """The same, by who loads NumPy first."""
+
+    def look_up(
+        self, pfns: array[int], low: bytes, known: Any = None
+    ) -> tuple[bytes, bytes, bytes]:
+        if self._twin is None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(frames_as_needed, "MANY_ROWS", 1)
+                self.ahead([bytearray(array("Q", range(3 | 1 << 63, 1 << 63 | 999, 7)))])
+            assert self._twin is not None
+            self._twin = Ahead(self.flags, self.counts, self.geometry, self.tells_huge)
+        return super().look_up(pfns, low, known)
 
 
-class AheadAsNeeded(Ahead, FramesAsNeeded):
-    """The same, with NumPy where some lie apart."""
-
-    def ahead(self, words: list[bytearray]) -> Mirror | None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(frames_as_needed, "MANY_ROWS", 4)
-            return super().ahead(words)
-
-
-both = pytest.mark.parametrize("kind", [Frames, Ahead, AheadAtOnce, AheadAsNeeded])
+both = pytest.mark.parametrize("kind", [Frames, FramesAtOnce, Ahead, AsNeeded])
 
 
 @both

@@ -6,6 +6,8 @@ Hosts that have nothing but Python look by image/capture/frames.py, which comes 
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 from array import array
 from typing import Any
@@ -13,40 +15,68 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.capture.frames import (
-    BROKEN,
-    FEW,
-    KPF_HEAD,
-    KPF_TAIL,
-    MOST_BLOCKS,
-    MOST_BYTES,
-    NEAR,
-    SPREAD,
-    Frames,
-    Mirror,
-)
+from mthp.image.capture.frames import BROKEN, KPF_HEAD, KPF_TAIL, Frames
 from mthp.image.capture.pagemap import EXCLUSIVE, HUGE, PFN, PRESENT
 
+NEAR = 16
+"""Frames that are no further apart are read by one call, with what is between them: another call costs
+as much."""
 _SHIFT = NEAR.bit_length() - 1
+_FEW = 1 << 12
+"""Frames that are not worth looking for a way to find together."""
+_ROW = 64
+"""Where so many frames and fewer lie in a row, the next may well be another batch's."""
+_SPREAD, _MOST_BLOCKS = 64, 1 << 23
+"""More blocks of frames for each frame than this, or in all, are too many to note where each lies."""
+_MOST_BYTES = 256 << 20
+"""Of a file, as many are kept of all frames that are found together."""
+_SAMPLE, _SOME = 1 << 14, 1 << 8
+"""Bytes of pagemap that tell how frames lie, where so many frames are among them."""
+_MAP_NORESERVE = 0x4000  # not in the mmap module before Python 3.13
+
+
+class Mirror:
+    """What a file of /proc has of frames below `end`, each word at the frame's place; nothing is kept of
+    what was not read."""
+
+    def __init__(self, file: int, end: int) -> None:
+        self.file = file
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        memory = mmap.mmap(-1, 8 * end, flags=flags)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._bytes = memoryview(memory)
+        self.words = np.frombuffer(memory, np.uint64)
+
+    def read(self, first: int, end: int) -> None:
+        """Read what the file has of frames from one on; beyond its end there is nothing."""
+        at, end = 8 * first, 8 * end
+        while at < end and (got := os.preadv(self.file, [self._bytes[at:end]], at)):
+            at += got
 
 
 class FramesAtOnce(Frames):
     """As Frames; frames that lie apart are marked, found and told together."""
 
+    def lie_apart(self, words: bytearray) -> bool:
+        """As Frames.lie_apart()."""
+        frames, rows = rows_among(words)
+        return frames >= _SOME and rows * _ROW > frames
+
     def ahead(self, words: list[bytearray]) -> Mirror | None:
         """As Frames.ahead()."""
         frames = [found for each in words if len(found := _frames_of(each))]
         number = sum(map(len, frames))
-        if number < FEW:
+        if number < _FEW:
             return None
         first = min(int(each.min()) for each in frames) >> _SHIFT
         blocks = (max(int(each.max()) for each in frames) >> _SHIFT) + 1 - first
-        if blocks > min(SPREAD * number, MOST_BLOCKS):
+        if blocks > min(_SPREAD * number, _MOST_BLOCKS):
             return None
         there = np.zeros(blocks, np.bool_)
         for each in frames:
             there[(each >> _SHIFT) - first] = True
-        if 8 * NEAR * int(np.count_nonzero(there)) > MOST_BYTES:
+        if 8 * NEAR * int(np.count_nonzero(there)) > _MOST_BYTES:
             return None
         known = Mirror(self.flags, NEAR * (first + blocks))
         borders = np.diff(there.view(np.int8), prepend=np.int8(0), append=np.int8(0)).nonzero()[0]
@@ -65,7 +95,7 @@ class FramesAtOnce(Frames):
         # Of most tables that are there little is populated.
         (there,) = (bits & PRESENT).nonzero()
         frames = asked[there].astype(np.int64)
-        flags = np.frombuffer(known.words, np.uint64)[frames]
+        flags = known.words[frames]
         orders = np.zeros(len(frames), np.uint8)
         compound = flags & np.uint64(KPF_HEAD | KPF_TAIL) != 0
         once = bits[there] & EXCLUSIVE != 0
@@ -96,6 +126,12 @@ def _frames_of(words: bytearray) -> NDArray[np.int64]:
     entries = np.frombuffer(words, np.int64)
     frames: NDArray[np.int64] = entries[entries < 0] & PFN  # bit 63: present
     return frames
+
+
+def rows_among(words: bytearray) -> tuple[int, int]:
+    """How many frames the first words of pagemap name, and in how many rows these lie."""
+    frames = _frames_of(words[:_SAMPLE])
+    return len(frames), int(np.count_nonzero(np.abs(np.diff(frames)) != 1)) + 1
 
 
 def _words(file: int, frames: NDArray[np.int64]) -> NDArray[np.uint64]:

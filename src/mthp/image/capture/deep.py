@@ -65,9 +65,9 @@ class DeepReader:
         pfns: of the entries that are present, 0 of others; orders: of their folios.
         """
         low, nr = batch.low, self.geometry.ptrs_per_pte
-        bits, frames = self.pages.decode(b"".join(map(self.table, batch.addresses)))
+        bits, frames = self.pages.decode(b"".join(self._tables_of(batch.addresses)))
         wrong = set()
-        for i in range(0, len(low), nr) if frames != pfns else ():
+        for i in range(0, len(low), nr) if frames.tobytes() != pfns.tobytes() else ():
             if frames[i : i + nr] == pfns[i : i + nr]:
                 continue
             both = zip(low[i : i + nr], frames[i : i + nr], pfns[i : i + nr])
@@ -151,24 +151,44 @@ class DeepReader:
 
     def table(self, address: int) -> bytes:
         """The entries of the table of an address; those that a huge PMD stands for; zeros of none."""
+        return b"".join(self._tables_of([address]))
+
+    def _tables_of(self, addresses: list[int]) -> Iterator[bytes]:
+        """The same of each address, ascending: what stands above is read once for all that it is above."""
+        shift, nr = self.geometry.pmd_shift, self.geometry.ptrs_per_pte
+        known, pmds = -1, memoryview(b"")
+        for address in addresses:
+            place = address >> shift
+            if place // nr != known:
+                known, pmds = place // nr, memoryview(self._pmds_of(address)).cast("Q")
+            yield self._below_pmd(pmds[place % nr] & ~self.kernel.encrypted)
+
+    def _pmds_of(self, address: int) -> bytes:
+        """The table of PMD entries that an address's is in; zeros where there is none."""
         assert self.mm is not None
         geometry, core = self.geometry, self.kernel.core
         nr, shift = geometry.ptrs_per_pte, geometry.page_shift
         try:
-            level, read, table = self.kernel.levels - 1, core.read, self.mm.pgd
-            while True:
+            read, table = core.read, self.mm.pgd
+            for level in range(self.kernel.levels - 1, 1, -1):
                 place = address >> shift + level * geometry.pmd_order & nr - 1
                 entry = int.from_bytes(read(table + 8 * place, 8), "little")
-                entry &= ~self.kernel.encrypted
                 if entry & (PRESENT_BIT | HUGE_PAGE) != PRESENT_BIT:
-                    break
-                read, table, level = core.physical, entry & FRAME, level - 1
-                if not level:
-                    return read(table, 8 * nr)
+                    return bytes(8 * nr)
+                read, table = core.physical, entry & FRAME & ~self.kernel.encrypted
+            return read(table, 8 * nr)
         except CoreError:
             return bytes(8 * nr)
-        if level > 1:
-            return bytes(8 * nr)
+
+    def _below_pmd(self, entry: int) -> bytes:
+        """The entries that a PMD entry leads to, or stands for."""
+        geometry = self.geometry
+        nr, shift = geometry.ptrs_per_pte, geometry.page_shift
+        if entry & (PRESENT_BIT | HUGE_PAGE) == PRESENT_BIT:
+            try:
+                return self.kernel.core.physical(entry & FRAME, 8 * nr)
+            except CoreError:
+                return bytes(8 * nr)
         if not entry & (PRESENT_BIT | GLOBAL):
             return struct.pack("<Q", entry) * nr
         mask, step = (0, 1 << shift) if entry & PRESENT_BIT else (FRAME, -1 << shift)

@@ -6,17 +6,14 @@ Kernel: fs/proc/page.c (kpageflags, kpagecount).
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import mmap
 import os
 import re
-import sys
 from array import array
-from typing import Any, Iterator
+from typing import Any
 
-from mthp.image.capture.pagemap import EVEN, EXCLUSIVE, FILE, HUGE, PFN, PRESENT, ZERO, byte_of_word
+from mthp.image.capture.pagemap import EVEN, EXCLUSIVE, FILE, HUGE, PRESENT, ZERO, byte_of_word
 from mthp.image.capture.proc import open_or_none
 from mthp.words.files import naming
 from mthp.words.units import Geometry
@@ -24,20 +21,6 @@ from mthp.words.units import Geometry
 # /proc/kpageflags. Kernel: include/uapi/linux/kernel-page-flags.h.
 KPF_ANON, KPF_HEAD, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE = (1 << k for k in (12, 15, 16, 22, 24))
 BROKEN = 255
-NEAR = 16
-"""Frames that are no further apart are read by one call, with what is between them: another call costs
-as much."""
-FEW = 1 << 12
-"""Frames that are not worth looking for a way to find together."""
-_SAMPLE, _SOME = 1 << 14, 1 << 8
-"""Bytes of pagemap that tell how frames lie, where so many frames are among them."""
-_ROW = 4
-"""Where so many frames and fewer lie in a row, the next may well be another batch's."""
-SPREAD, MOST_BLOCKS = 64, 1 << 23
-"""More blocks of frames for each frame than this, or in all, are too many to note where each lies."""
-MOST_BYTES = 256 << 20
-"""Of a file, as many are kept of all frames that are found together."""
-_MAP_NORESERVE = 0x4000  # not in the mmap module before Python 3.13
 
 _ANON_OF_PTE = bytes(pte & (PRESENT | ZERO | FILE) == PRESENT for pte in range(256))
 _ANON_OF_FLAGS = bytes(value & KPF_ANON >> 8 != 0 for value in range(256))
@@ -46,8 +29,6 @@ _TAIL = bytes(2 * (value & 1) for value in range(256))
 _IS_PRESENT = bytes(value & PRESENT for value in range(256))
 _NOT_PRESENT = bytes(value for value in range(256) if not value & PRESENT)
 _NOT_ZERO = tuple(bytes((value,)) for value in range(1, 256))
-_TOP_BIT = bytes(value >> 7 for value in range(256))
-_WORD_OF_FRAME = PFN.to_bytes(8, sys.byteorder)
 _ALL_IF_PRESENT = bytes(255 * (value & PRESENT) for value in range(256))
 _ALL_IF_SHARED = bytes(0 if value & EXCLUSIVE else 255 * (value & PRESENT) for value in range(256))
 _ALL_IF_ASKED = bytes(
@@ -58,7 +39,6 @@ _ALL_IF_ANY = bytes(255 if value else 0 for value in range(256))
 _ANY = bytes(value != 0 for value in range(256))
 _ALL_IF_STEP = bytes(255 * (value != 2) for value in range(256))
 _ONE_MARK = re.compile(b"[^\0]")
-_MARKS = re.compile(b"\1+")
 
 
 def open_frames(path: str, known: int) -> int | None:
@@ -102,31 +82,11 @@ class Frames:
 
     def lie_apart(self, words: bytearray) -> bool:
         """Whether the frames that words of pagemap name are to be found together with those of others."""
-        frames, rows = rows_among(words)
-        return frames >= _SOME and rows * _ROW > frames
+        return False
 
     def ahead(self, words: list[bytearray]) -> Any:
         """What can be found together of the frames that some batches' words of pagemap name, for their
-        look_up(); None where they are too few, or spread over too much memory."""
-        runs = list(itertools.chain.from_iterable(map(_rows, words)))
-        number = sum(count for _, count in runs)
-        if number < FEW:
-            return None
-        first = min(runs)[0] // NEAR
-        blocks = max(start + count for start, count in runs) // NEAR + 1 - first
-        if blocks > min(SPREAD * number, MOST_BLOCKS):
-            return None
-        marks, ones = bytearray(blocks), b"\1" * (max(map(len, words)) // 8)
-        for start, count in runs:
-            i, j = start // NEAR - first, (start + count - 1) // NEAR + 1 - first
-            marks[i:j] = ones[: j - i]
-        if 8 * NEAR * marks.count(1) > MOST_BYTES:
-            return None
-        known = Mirror(self.flags, NEAR * (first + blocks))
-        for match in _MARKS.finditer(marks):
-            i, j = match.span()
-            known.read(NEAR * (first + i), NEAR * (first + j))
-        return known
+        look_up(); None where it finds that by itself."""
 
     def look_up(
         self, pfns: array[int], low: bytes, known: Any = None
@@ -138,22 +98,16 @@ class Frames:
         where heads and tails make no whole folio: it came or went meanwhile.
         """
         present = low.translate(_IS_PRESENT)
-        there = present.count(1)
-        if there == len(low) or (known is None and 2 * there > len(low)):
-            return self._look_up(pfns, low, known)
+        if 2 * present.count(1) > len(low):
+            return self._look_up(pfns, low)
         packed = array("Q", itertools.compress(pfns, present))
-        found = self._look_up(packed, low.translate(None, _NOT_PRESENT), known)
+        found = self._look_up(packed, low.translate(None, _NOT_PRESENT))
         flags, counts, orders = (spread(data, present, k) for data, k in zip(found, (8, 4, 1)))
         return flags, counts, orders
 
-    def _look_up(
-        self, pfns: array[int], low: bytes, known: Mirror | None
-    ) -> tuple[bytes, bytes, bytes]:
+    def _look_up(self, pfns: array[int], low: bytes) -> tuple[bytes, bytes, bytes]:
         runs = runs_of(pfns, low.translate(_ALL_IF_PRESENT))
-        if known is None:
-            flags = _values(self.flags, pfns, runs, bytes(8 * len(pfns)))
-        else:
-            flags = known.of(pfns, runs)
+        flags = _values(self.flags, pfns, runs, bytes(8 * len(pfns)))
         kinds = _kinds(flags)
         orders = self._orders(flags, kinds, pfns, runs) if kinds else bytes(len(pfns))
         return bytes(flags), self._mapped(pfns, runs, low, kinds), orders
@@ -257,71 +211,6 @@ _STEPS = bytes({1: NEXT, 255: PREVIOUS}.get(value, OTHER) for value in range(256
 """What the lowest byte of a difference says, where the others do not differ."""
 
 
-class Mirror:
-    """What a file of /proc has of frames below `end`, each word at the frame's place; nothing is kept of
-    what was not read."""
-
-    def __init__(self, file: int, end: int) -> None:
-        self.file = file
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        memory = mmap.mmap(-1, 8 * end, flags=flags)
-        if hasattr(memory, "madvise"):
-            with contextlib.suppress(OSError):  # a kernel without huge pages
-                memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self._bytes = memoryview(memory)
-        self.words = self._bytes.cast("Q")
-
-    def read(self, first: int, end: int) -> None:
-        """Read what the file has of frames from one on; beyond its end there is nothing."""
-        at, end = 8 * first, 8 * end
-        while at < end and (got := os.preadv(self.file, [self._bytes[at:end]], at)):
-            at += got
-
-    def of(self, pfns: array[int], runs: bytes) -> bytearray:
-        """The words of frames that are there, of which all were read. runs: what runs_of() says of them."""
-        words, at = self.words, 0
-        parts: list[memoryview | array[int]] = []
-        if _SHORT * runs.count(OTHER) > len(runs):
-            return bytearray(array("Q", map(words.__getitem__, pfns)))
-        for run in RUN.findall(runs):
-            nr, first = len(run), pfns[at]
-            if nr > 1 and run[-1] == PREVIOUS:
-                parts.append(array("Q", words[first + 1 - nr : first + 1].tobytes())[::-1])
-            else:
-                parts.append(words[first : first + nr])
-            at += nr
-        return bytearray().join(parts)
-
-
-_SHORT = 4
-"""Where runs are as short as this, their frames are looked up one by one."""
-
-
-def _frames_of(words: bytearray) -> array[int]:
-    """The frames that words of pagemap name, in their order."""
-    present = words[byte_of_word(7) :: 8].translate(_TOP_BIT)
-    named = array("Q", bytes(words))
-    if present.count(1) < len(present):
-        named = array("Q", itertools.compress(named, present))
-    every = number(named.tobytes()) & _repeated(number(_WORD_OF_FRAME), len(named))
-    return array("Q", every.to_bytes(8 * len(named), "little"))
-
-
-def _rows(words: bytearray) -> Iterator[tuple[int, int]]:
-    """(first, number) of the frames that words of pagemap name, as they lie side by side."""
-    pfns, at = _frames_of(words), 0
-    for run in RUN.findall(runs_of(pfns, b"\xff" * len(pfns))):
-        nr = len(run)
-        yield pfns[at + nr - 1 if run[-1] == PREVIOUS else at], nr
-        at += nr
-
-
-def rows_among(words: bytearray) -> tuple[int, int]:
-    """How many frames the first words of pagemap name, and in how many rows these lie."""
-    pfns = _frames_of(words[:_SAMPLE])
-    return len(pfns), len(RUN.findall(runs_of(pfns, b"\xff" * len(pfns))))
-
-
 def runs_of(pfns: array[int], there: bytes) -> bytes:
     """NEXT, OTHER or PREVIOUS of each PTE: one call reads a run of frames; 0 where there has 0, not 255.
 
@@ -364,12 +253,6 @@ def _masked(runs: bytearray, there: bytes) -> bytes:
 def _lanes(nr: int) -> tuple[int, int, int]:
     """So many bytes side by side in a number: with the highest bit alone, with the others, and with all."""
     return number(b"\x80" * nr), number(b"\x7f" * nr), (1 << 8 * nr) - 1
-
-
-@functools.lru_cache(maxsize=4)
-def _repeated(word: int, nr: int) -> int:
-    """So many times a word, side by side."""
-    return number(word.to_bytes(8, "little") * nr)
 
 
 def not_zero(pfns: array[int]) -> bytes:

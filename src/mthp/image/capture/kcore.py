@@ -108,6 +108,8 @@ class Core(KernelMemory):
         if offset + size >= 1 << 63:
             raise CoreError("has a place that no file reaches")
         found = os.pread(self.file, size, offset)
+        if len(found) == size:
+            return found
         while len(found) < size:
             more = os.pread(self.file, size - len(found), offset + len(found))
             if not more:

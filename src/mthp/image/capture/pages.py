@@ -126,7 +126,8 @@ class Pages:
         """What there is of each frame, 0 where the pfn is 0. orders: of the folios that they are of."""
         runs = runs_of(pfns, not_zero(pfns))
         raw, unread = self._pages_of(pfns, runs)
-        columns = self._small(pfns, orders, raw, unread)
+        flags = self._flags(raw)
+        columns = self._small(pfns, orders, raw, unread, flags)
         for match in _LARGE.finditer(orders):
             i, end = match.span()
             while i < end:
@@ -140,23 +141,33 @@ class Pages:
                         column[i * len(value) : j * len(value)] = value * (j - i)
                 i = j
         members = {name: bytes(column) for name, column in columns.items()}
-        return Found(members, self._flag("PG_anon_exclusive", raw), members.pop("broken"))
+        return Found(members, flags["PG_anon_exclusive"], members.pop("broken"))
 
     def _small(
-        self, pfns: array[int], orders: bytes, raw: bytes, unread: bytearray
+        self,
+        pfns: array[int],
+        orders: bytes,
+        raw: bytes,
+        unread: bytearray,
+        flags: dict[str, bytes],
     ) -> dict[str, bytearray]:
         """The columns of folios of order 0. raw: the struct pages of all frames."""
-        at, step, nr = self.kernel.at, self.kernel.page_bytes // 4, len(pfns)
-        words = memoryview(raw).cast("I")
-        references = words[at["page._refcount"] // 4 :: step].tobytes()
-        mapped = _one_more(words[at["page._mapcount"] // 4 :: step].tobytes())
+        nr = len(pfns)
+        of_references = self._planes("page._refcount", raw)
+        references = _side_by_side(of_references)
+        of_mapped = self._planes("page._mapcount", raw)
+        first = (int.from_bytes(b"".join(of_mapped)[::nr], "little") if nr else 0) + 1 & 0xFFFFFFFF
+        alike = all(plane == plane[:1] * nr for plane in of_mapped)
+        mapped = first.to_bytes(4, "little") * nr if alike else _one_more(_side_by_side(of_mapped))
         state, node, broken = bytearray(2 * nr), bytearray(nr), bytearray(unread)
         pinned = 0
-        for k, table in enumerate(_PINNED, 1):
-            pinned |= number(references[k::4].translate(table))
-        state[0::2] = pinned.to_bytes(nr, "little")
-        differs = number(references) ^ number(mapped)
-        if differs:
+        for plane, table in zip(of_references[1:], _PINNED):
+            if plane.strip(b"\0"):
+                pinned |= number(plane.translate(table))
+        if pinned:
+            state[0::2] = pinned.to_bytes(nr, "little")
+        if references != mapped:
+            differs = number(references) ^ number(mapped)
             for bits in (16, 8):
                 differs |= differs >> bits
             lowest = differs.to_bytes(4 * nr, "little")[0::4]
@@ -167,8 +178,10 @@ class Pages:
                 broken[k] |= both[0][k] < both[1][k]
         states = 0
         for name, bit in self.states.items():
-            states |= number(self._flag(name, raw)) * (bit >> 8)
-        state[1::2] = states.to_bytes(nr, "little")
+            if 1 in flags[name]:
+                states |= number(flags[name]) * (bit >> 8)
+        if states:
+            state[1::2] = states.to_bytes(nr, "little")
         if self.batches and not self.batches.keys().isdisjoint(pfns):
             for k, pfn in enumerate(pfns):
                 state[2 * k] |= 0 if unread[k] else self.batches.get(pfn, 0)
@@ -207,11 +220,22 @@ class Pages:
         size = self.kernel.page_bytes
         return self.kernel.core.read(self.kernel.vmemmap + first * size, count * size)
 
-    def _flag(self, name: str, raw: bytes) -> bytes:
-        """Whether each struct page has a flag, 1 or 0."""
-        place, bit = divmod(self.kernel.flags[name], 8)
-        plane = raw[self.kernel.at["page.flags"] + place :: self.kernel.page_bytes]
-        return plane.translate(_HAS_BIT[bit])
+    def _planes(self, name: str, raw: bytes) -> list[bytes]:
+        """The bytes of a 32-bit field of struct pages: the lowest of all, then the next."""
+        at, size = self.kernel.at[name], self.kernel.page_bytes
+        return [raw[at + k :: size] for k in range(4)]
+
+    def _flags(self, raw: bytes) -> dict[str, bytes]:
+        """Whether each struct page has the flags that are looked at, 1 or 0."""
+        planes: dict[int, bytes] = {}
+        found = {}
+        for name in ("PG_anon_exclusive", *self.states):
+            place, bit = divmod(self.kernel.flags[name], 8)
+            if place not in planes:
+                at = self.kernel.at["page.flags"] + place
+                planes[place] = raw[at :: self.kernel.page_bytes]
+            found[name] = planes[place].translate(_HAS_BIT[bit])
+        return found
 
     def _folio(self, head: int, order: int) -> tuple[bytes, ...]:
         """What each page of a large folio has in each column."""
@@ -251,6 +275,17 @@ class Pages:
             if start <= pfn < end:
                 return node
         return 0
+
+
+def _side_by_side(planes: list[bytes]) -> bytes:
+    """32-bit numbers of their bytes."""
+    nr = len(planes[0])
+    if all(plane == plane[:1] * nr for plane in planes):
+        return b"".join(plane[:1] for plane in planes) * nr
+    whole = bytearray(4 * nr)
+    for k, plane in enumerate(planes):
+        whole[k::4] = plane
+    return bytes(whole)
 
 
 def _one_more(numbers: bytes) -> bytes:
