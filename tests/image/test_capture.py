@@ -32,7 +32,7 @@ from mthp.image.capture.pagemap import Scanner
 from mthp.image.capture.proc import SmapsEntry, state
 from mthp.image.capture.run import CaptureOptions
 from mthp.image.capture.tables import TableReader
-from mthp.image.frames_at_once import FramesAtOnce, Mirror
+from mthp.image.frames_at_once import FramesAtOnce, KnownFlags
 from mthp.image.page_types import page_types
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot, load
 from mthp.image.zipped import write_zipapp
@@ -256,11 +256,11 @@ class FewTablesABatch(FramesAtOnce):
     def lie_apart(self, words: bytearray) -> bool:
         return True
 
-    def ahead(self, words: list[bytearray]) -> Mirror | None:
+    def ahead(self, words: list[bytearray]) -> KnownFlags | None:
         self.read.add(len(words))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(frames_at_once, "_FEW", 1)
-            known: Mirror | None = super().ahead(words)
+            known: KnownFlags | None = super().ahead(words)
             return known
 
 

@@ -25,7 +25,7 @@ from mthp.image.capture.frames import (
 )  # fmt: skip
 from mthp.image.capture.pagemap import EXCLUSIVE, HUGE, PRESENT, SWAPPED
 from mthp.image.frames_as_needed import FramesAsNeeded
-from mthp.image.frames_at_once import NEAR, FramesAtOnce, Mirror
+from mthp.image.frames_at_once import NEAR, FramesAtOnce, KnownFlags
 from mthp.words.units import Geometry
 
 TINY = Geometry(12, 4)
@@ -92,7 +92,7 @@ class Ahead(FramesAtOnce):
     """The same, where the frames were looked up before, with those of another batch."""
 
     def look_up(
-        self, pfns: array[int], low: bytes, known: Mirror | None = None
+        self, pfns: array[int], low: bytes, known: KnownFlags | None = None
     ) -> tuple[bytes, bytes, bytes]:
         words = array(
             "Q", [pfn | (bits & PRESENT) << 63 for pfn, bits in zip(pfns, low, strict=True)]

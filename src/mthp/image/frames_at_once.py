@@ -35,7 +35,7 @@ _SAMPLE, _SOME = 1 << 14, 1 << 8
 _MAP_NORESERVE = 0x4000  # not in the mmap module before Python 3.13
 
 
-class Mirror:
+class KnownFlags:
     """What a file of /proc has of frames below `end`, each word at the frame's place; nothing is kept of
     what was not read."""
 
@@ -63,7 +63,7 @@ class FramesAtOnce(Frames):
         frames, rows = rows_among(words)
         return frames >= _SOME and rows * _ROW > frames
 
-    def ahead(self, words: list[bytearray]) -> Mirror | None:
+    def ahead(self, words: list[bytearray]) -> KnownFlags | None:
         """As Frames.ahead()."""
         frames = [found for each in words if len(found := _frames_of(each))]
         number = sum(map(len, frames))
@@ -78,7 +78,7 @@ class FramesAtOnce(Frames):
             there[(each >> _SHIFT) - first] = True
         if 8 * NEAR * int(np.count_nonzero(there)) > _MOST_BYTES:
             return None
-        known = Mirror(self.flags, NEAR * (first + blocks))
+        known = KnownFlags(self.flags, NEAR * (first + blocks))
         borders = np.diff(there.view(np.int8), prepend=np.int8(0), append=np.int8(0)).nonzero()[0]
         ends = iter((NEAR * (borders + first)).tolist())
         for start, end in zip(ends, ends, strict=True):
@@ -86,7 +86,7 @@ class FramesAtOnce(Frames):
         return known
 
     def look_up(
-        self, pfns: array[int], low: bytes, known: Mirror | None = None
+        self, pfns: array[int], low: bytes, known: KnownFlags | None = None
     ) -> tuple[bytes, bytes, bytes]:
         """As Frames.look_up()."""
         if known is None:
