@@ -178,7 +178,7 @@ def test_what_was_given_up_need_not_be_swap_backed(moved: bool) -> None:
     world = stage()
     world.kernel.mem.flags.raw[made(world)] &= ~PG_SWAPBACKED
     start, size = world.address(3 if moved else 1), world.kernel.geometry.page_size
-    world.kernel.report(Discarding(world.mm, start, start + size))
+    world.kernel.report(Discarding(world.mm, start, start + size, "x"))
     if moved:
         world.kernel.report(Moving(world.mm, start, world.address(1), size, "mover"))
     assert 16 not in {law for law, _ in broken(world)}

@@ -123,8 +123,21 @@ def test_a_page_of_failed_memory_reads_nothing() -> None:
 
 def test_a_page_that_was_given_up_may_be_there_or_not() -> None:
     world = stage()
-    world.kernel.report(Discarding(world.mm, START, END))
+    world.kernel.report(Discarding(world.mm, START, END, "x"))
     assert laws(world) == set()
+
+
+@pytest.mark.parametrize(("by", "kept"), [("x", True), ("y", False)])
+def test_what_its_giver_has_stored_since_must_be_there(by: str, kept: bool) -> None:
+    """Another's store may have come before, and be gone."""
+    world = stage()
+    world.kernel.report(Discarding(world.mm, START, END, "x"))
+    world.kernel.report(StoredTo(world.mm, START, 7, by))
+    page = world.pages[0]
+    for read in (7, 0):
+        world.kernel.mem.content.raw[page] = read
+        assert laws(world) == ({3} if kept and not read else set())
+        world.watch.broken.clear()
 
 
 def test_a_store_before_the_marks_were_cleared_leaves_none() -> None:

@@ -736,7 +736,7 @@ def test_where_a_page_moved_from_and_to_both_contents_may_be_seen(scene: Scene) 
 
 
 def test_what_was_given_up_may_read_as_nothing(scene: Scene) -> None:
-    scene.kernel.report(Discarding(scene.mm, START, START + 0x1000))
+    scene.kernel.report(Discarding(scene.mm, START, START + 0x1000, "x"))
     scene.kernel.report(LoadedFrom(scene.mm, START, 0, "other"))
     assert scene.broken() == []
     scene.kernel.report(LoadedFrom(scene.mm, START, 1, "other"))

@@ -84,7 +84,8 @@ def test_what_madv_free_gives_up(what: str, vma_lock_free: bool) -> None:
     world.kernel.report = facts.append
     old = list(world.table(vma).ptes.raw)
     do_madvise(world.mm, vma.vm_start, vma.vm_start + 0x1000, MADV_FREE)
-    assert facts == [Discarding(world.mm, vma.vm_start, vma.vm_start + 0x1000)]
+    by = world.kernel.machine.current.name
+    assert facts == [Discarding(world.mm, vma.vm_start, vma.vm_start + 0x1000, by)]
     rest(world)
     new = list(world.table(vma).ptes.raw)
     assert new[1:] == old[1:]

@@ -47,7 +47,8 @@ class Observations:
     """Facts by which contents are judged. begun: what stood there. initial: what every address held.
 
     legal: what a load may see. final: address -> task -> what must be read there in the end, if only
-    that task wrote. origin, left: where pages moved to (and from where first), and away from; sources:
+    that task wrote. given_up: address -> task -> whether it has called MADV_FREE and not stored there since.
+    origin, left: where pages moved to (and from where first), and away from; sources:
     from where each time. cleared, dirtied: (address, task) whose soft-dirty mark the task has cleared,
     and whose it has set again. apart: (mm, task) -> mms that must not see what the task stores there, since
     it has forked one from the other; unseen: what must not be read at an address for that. emptied: words of
@@ -62,6 +63,7 @@ class Observations:
             "final",
             "zapped",
             "discarded",
+            "given_up",
             "left",
             "pins",
             "poisoned",
@@ -81,6 +83,7 @@ class Observations:
         self.final: defaultdict[Where, dict[str, int]] = defaultdict(dict)
         self.zapped: set[Where] = set()
         self.discarded: set[Where] = set()
+        self.given_up: defaultdict[Where, dict[str, bool]] = defaultdict(dict)
         self.origin: dict[Where, Where] = {}
         self.sources: defaultdict[Where, set[Where]] = defaultdict(set)
         self.left: set[Where] = set()
@@ -107,6 +110,7 @@ class Observations:
                 where = mm.number, address
                 self.legal[where].add(value)
                 self.final[where][by] = value
+                self.given_up[where][by] = False
                 if (where, by) in self.cleared:
                     self.dirtied[where, by] = None
                 for other in self.apart.get((mm, by), ()):
@@ -118,10 +122,11 @@ class Observations:
                 for where in self._range(mm, start, end):
                     self.final[where][by] = 0
                     self.zapped.add(where)
-            case Discarding(mm, start, end):
+            case Discarding(mm, start, end, by):
                 for where in self._range(mm, start, end):
                     self.legal[where].add(0)
                     self.discarded.add(where)
+                    self.given_up[where][by] = True
             case Moving():
                 self._move(report)
             case Pinned(_, _, page, _, by):
@@ -216,7 +221,7 @@ class Observations:
         """The same of pages that stayed. A page that moved may have left before a zap, or after."""
         written = self.final.get(where)
         expected: set[int | None] = {*written.values()} if written else {self.initial.get(where, 0)}
-        if where in self.discarded:
+        if any(self.given_up.get(where, {}).values()):
             expected |= {0}
         if where in self.left and where in self.zapped:
             expected |= {self.initial.get(where, 0), *self.legal[where]}

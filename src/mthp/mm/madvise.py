@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -44,20 +43,19 @@ def do_madvise(
 
     Kernel: mm/madvise.c, do_madvise(), madvise_do_behavior(), get_lock_mode().
     """
-    act, own_mode = _BEHAVIORS.get(behavior, (None, LockMode.MMAP_READ))
-    if act is None:
+    lock_mode = lock_mode or _LOCK_MODES.get(behavior)
+    if lock_mode is None:
         return -errno.EINVAL
-    lock_mode = lock_mode or own_mode
     if lock_mode is LockMode.MMAP_WRITE:
         with mm.mmap_write_lock():
-            return madvise_walk_vmas(mm, start, end, act)
+            return madvise_walk_vmas(mm, start, end, behavior)
     vma = try_vma_read_lock(mm, start, end) if lock_mode is LockMode.VMA_READ else None
     if vma is not None:
-        error = act(vma, start, end)
+        error = madvise_vma_behavior(vma, start, end, behavior)
         vma.vm_lock.leave()
         return error
     with mm.mmap_read_lock():
-        return madvise_walk_vmas(mm, start, end, act)
+        return madvise_walk_vmas(mm, start, end, behavior)
 
 
 def try_vma_read_lock(mm: Mm, start: Address, end: Address) -> Vma | None:
@@ -72,12 +70,8 @@ def try_vma_read_lock(mm: Mm, start: Address, end: Address) -> Vma | None:
     return vma
 
 
-Behavior = Callable[[Vma, Address, Address], int]
-"""What is done to a range of one VMA: 0, or the negative errno that ends it all."""
-
-
-def madvise_walk_vmas(mm: Mm, start: Address, end: Address, act: Behavior) -> int:
-    """Do something to each VMA's part of a range. Caller holds mmap_lock.
+def madvise_walk_vmas(mm: Mm, start: Address, end: Address, behavior: int) -> int:
+    """Give advice on each VMA's part of a range. Caller holds mmap_lock.
 
     Kernel: mm/madvise.c, madvise_walk_vmas().
     """
@@ -91,32 +85,49 @@ def madvise_walk_vmas(mm: Mm, start: Address, end: Address, act: Behavior) -> in
             start = vma.vm_start
             continue
         stop = min(vma.vm_end, end)
-        error = act(vma, start, stop)
+        error = madvise_vma_behavior(vma, start, stop, behavior)
         if error:
             return error
         start = stop
     return unmapped_error
 
 
-def _update(unset: int, wanted: int) -> Behavior:
-    """Clear and set flags of VMAs, which are split and merged for it. Kernel: madvise_update_vma(),
-    hugepage_madvise().
+def madvise_vma_behavior(vma: Vma, start: Address, end: Address, behavior: int) -> int:
+    """Give advice on a range of one VMA: 0, or -EINVAL where it is locked and may not be.
+
+    Kernel: mm/madvise.c, madvise_vma_behavior(), madvise_dontneed_free_valid_vma(), can_madv_lru_vma().
     """
+    if behavior == MADV_HUGEPAGE:
+        hugepage_madvise(vma, start, end, VM_NOHUGEPAGE, VM_HUGEPAGE)
+    elif behavior == MADV_NOHUGEPAGE:
+        hugepage_madvise(vma, start, end, VM_HUGEPAGE, VM_NOHUGEPAGE)
+    elif vma.vm_flags & VM_LOCKED:
+        return -errno.EINVAL
+    elif behavior == MADV_DONTNEED:
+        madvise_dontneed_single_vma(vma, start, end)
+    elif behavior == MADV_FREE:
+        madvise_free_single_vma(vma, start, end)
+    elif behavior == MADV_COLD:
+        madvise_cold(vma, start, end)
+    else:
+        madvise_pageout(vma, start, end)
+    return 0
 
-    def update(vma: Vma, start: Address, end: Address) -> int:
-        kernel, vm_flags = vma.vm_mm.kernel, vma.vm_flags & ~unset | wanted
-        at_once = kernel.profile.hugepage_madvise is HugepageMadvise.ANY_CALL
-        if at_once and wanted & VM_HUGEPAGE:
+
+def hugepage_madvise(vma: Vma, start: Address, end: Address, unset: int, wanted: int) -> None:
+    """Clear and set flags of a range, for which VMAs are split and merged. Kernel: mm/khugepaged.c,
+    hugepage_madvise(); mm/madvise.c, madvise_update_vma().
+    """
+    kernel, vm_flags = vma.vm_mm.kernel, vma.vm_flags & ~unset | wanted
+    at_once = kernel.profile.hugepage_madvise is HugepageMadvise.ANY_CALL
+    if at_once and wanted & VM_HUGEPAGE:
+        kernel.khugepaged_enter_vma(vma, vm_flags)
+    if vm_flags != vma.vm_flags:
+        vma = vma_modify_flags(vma, start, end, vm_flags)
+        vma_start_write(vma)
+        vma.vm_flags = vm_flags
+        if wanted & VM_HUGEPAGE and not at_once:
             kernel.khugepaged_enter_vma(vma, vm_flags)
-        if vm_flags != vma.vm_flags:
-            vma = vma_modify_flags(vma, start, end, vm_flags)
-            vma_start_write(vma)
-            vma.vm_flags = vm_flags
-            if wanted & VM_HUGEPAGE and not at_once:
-                kernel.khugepaged_enter_vma(vma, vm_flags)
-        return 0
-
-    return update
 
 
 def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> None:
@@ -127,24 +138,12 @@ def madvise_dontneed_single_vma(vma: Vma, start: Address, end: Address) -> None:
     mm.kernel.report(Zapped(mm, start, end, mm.machine.current.name))
 
 
-def _unless_locked(advise: Callable[[Vma, Address, Address], None]) -> Behavior:
-    """Kernel: mm/madvise.c, madvise_dontneed_free_valid_vma(), can_madv_lru_vma()."""
-
-    def act(vma: Vma, start: Address, end: Address) -> int:
-        if vma.vm_flags & VM_LOCKED:
-            return -errno.EINVAL
-        advise(vma, start, end)
-        return 0
-
-    return act
-
-
-_BEHAVIORS: Final[dict[int, tuple[Behavior, LockMode]]] = {
-    MADV_DONTNEED: (_unless_locked(madvise_dontneed_single_vma), LockMode.VMA_READ),
-    MADV_FREE: (_unless_locked(madvise_free_single_vma), LockMode.VMA_READ),
-    MADV_COLD: (_unless_locked(madvise_cold), LockMode.MMAP_READ),
-    MADV_PAGEOUT: (_unless_locked(madvise_pageout), LockMode.MMAP_READ),
-    MADV_HUGEPAGE: (_update(VM_NOHUGEPAGE, VM_HUGEPAGE), LockMode.MMAP_WRITE),
-    MADV_NOHUGEPAGE: (_update(VM_HUGEPAGE, VM_NOHUGEPAGE), LockMode.MMAP_WRITE),
+_LOCK_MODES: Final = {
+    MADV_DONTNEED: LockMode.VMA_READ,
+    MADV_FREE: LockMode.VMA_READ,
+    MADV_COLD: LockMode.MMAP_READ,
+    MADV_PAGEOUT: LockMode.MMAP_READ,
+    MADV_HUGEPAGE: LockMode.MMAP_WRITE,
+    MADV_NOHUGEPAGE: LockMode.MMAP_WRITE,
 }
-"""Advice -> what it does to the part of each VMA, and under which lock."""
+"""What each advice takes. Kernel: mm/madvise.c, get_lock_mode()."""

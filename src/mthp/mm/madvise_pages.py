@@ -115,7 +115,7 @@ def madvise_free_single_vma(vma: Vma, start: Address, end: Address) -> None:
     """
     mm = vma.vm_mm
     kernel = mm.kernel
-    kernel.report(Discarding(mm, start, end))
+    kernel.report(Discarding(mm, start, end, kernel.machine.current.name))
     lru_add_drain(kernel.mem, kernel.this_cpu)
     with mmu_notifier_invalidate_range(mm, start, end):
         for first, last in mm.geometry.pmd_ranges(start, end):

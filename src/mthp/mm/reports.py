@@ -112,6 +112,7 @@ class Discarding(NamedTuple):
     mm: Mm
     start: Address
     end: Address
+    by: str
 
 
 class Poisoned(NamedTuple):

@@ -76,6 +76,15 @@ def _free_lazily(stage: Stage) -> None:
     shrink_folio(stage.kernel, stage.pages[0])
 
 
+def _free_and_store(stage: Stage) -> None:
+    """What was stored after it must be there once reclaim has come by."""
+    store(stage.mm, stage.window, 200)
+    do_madvise(stage.mm, stage.window, stage.address(1), MADV_FREE)
+    lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
+    store(stage.mm, stage.window, 201)
+    shrink_folio(stage.kernel, stage.pages[0])
+
+
 def _hint_and_store(stage: Stage) -> None:
     task_numa_work(stage.mm, START, stage.end)
     store(stage.mm, stage.window, 200)
@@ -115,6 +124,7 @@ MAPPINGS = (
     Rival("zap-large", "MADV_DONTNEED of a page of a large folio", _zap_second, Stage.map_large,
         WINDOW, never_below_pmd=IS_LARGE),
     Rival("lazyfree", "MADV_FREE of a page, and reclaim that drops it", _free_lazily),
+    Rival("lazyfree-store", "MADV_FREE of a page between two stores, and then reclaim", _free_and_store),
     Rival("remap", "mmap() over the whole mapping, and a store there",
         lambda stage: _map_again(stage, stage.start)),
     Rival("remap-file", "mmap() of a file over the mapping, of which a page is stored to", _map_file),
