@@ -224,6 +224,16 @@ def test_what_is_no_dump(case: str, tmp_path: Path, capfd: pytest.CaptureFixture
     assert out == "" and says in err and err.count("\n") == 1, err
 
 
+@pytest.mark.parametrize(("path", "says"), [("no", "No such file"), (".", "is no regular file")])
+def test_what_is_no_file(
+    path: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = str(tmp_path / path)
+    assert main(["snap", "--vmcore", where, "--all", "-o", str(tmp_path / "a")]) == USAGE
+    assert capfd.readouterr().err.startswith(f"mthp snap: {where}: {says}")
+    assert not (tmp_path / "a").exists()
+
+
 def test_structures_that_lie(tmp_path: Path) -> None:
     """Lists that do not end, counts that no kernel has, trees in a circle: a line each."""
 
@@ -271,6 +281,20 @@ def test_structures_that_lie(tmp_path: Path) -> None:
         with pytest.raises(CaptureError, match=says) as caught:
             snapshot_of(made.elf(tmp_path / "a"))
         assert caught.value.code == USAGE and "\n" not in str(caught.value)
+
+
+def test_one_of_several_that_is_damaged(tmp_path: Path) -> None:
+    made = MadeDump()
+    zombie = int.from_bytes(made.ram[made.task + 8 :][:8], "little") - DIRECT - 8
+    other = made.take(512)
+    made.ram[other : other + 512] = made.ram[made.mm : made.mm + 512]
+    made.put(other + 72, 0)
+    made.set("task_struct", zombie, mm=other + DIRECT)
+    data = of_dump(str(made.elf(tmp_path / "a"))).data
+    assert isinstance(data, Snapshot)
+    assert [process.pid for process in data.processes] == [PID]
+    assert data.meta["left_out"] == {"damaged in the dump": 1}
+    assert "process 43, left out: the dump has no tree of VMAs there" in data.unseen
 
 
 def test_a_kernel_that_lacks_names(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mthp.image.capture.kcore import Core, CoreError, KernelMemory
 from mthp.image.capture.proc import USAGE, CaptureError
 from mthp.image.vmcore.kdump import KdumpMemory, is_kdump
 from mthp.image.vmcore.symbols import symbol
-from mthp.words.files import naming
+from mthp.words.streams import TOO_MANY_FILES
 
 START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 """Where the kernel's image is mapped. Kernel: Documentation/arch/x86/x86_64/mm.rst."""
@@ -197,20 +197,23 @@ def is_dump(path: str) -> bool:
 
 
 def open_dump(path: str) -> Dump:
-    """Open a dump. CaptureError (2): it is none that can be read, (5): it needs what is not installed;
-    OSError: it cannot be opened."""
-    with naming(path):
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Open a dump. CaptureError (2): it is none that can be read, (5): it needs what is not installed."""
+    file = -1
     try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise CoreError("is no regular file")
         memory: PhysicalMemory
         if is_kdump(os.pread(file, 64, 0)):
             memory = KdumpMemory(file, path)
         else:
             memory = ElfMemory(file)
         return Dump(memory)
-    except CoreError as error:
-        os.close(file)
-        raise CaptureError(f"{path}: {error}", USAGE) from None
-    except BaseException:
-        os.close(file)
+    except BaseException as error:
+        if file >= 0:
+            os.close(file)
+        if isinstance(error, CoreError):
+            raise CaptureError(f"{path}: {error}", USAGE) from None
+        if isinstance(error, OSError) and error.errno not in TOO_MANY_FILES:
+            raise CaptureError(f"{path}: {error.strerror}", USAGE) from None
         raise

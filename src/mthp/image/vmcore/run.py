@@ -35,6 +35,8 @@ NOT_READ = (
 )
 HOW = "nothing runs in a dump; tables that their frames contradict are marked in table_torn"
 _MOST_OF_ARGUMENTS = 4096
+MOST_PROCESSES = 65535
+"""Of a file, which numbers them by 16 bits."""
 _STATES = {
     0: "R (running)",
     1: "S (sleeping)",
@@ -104,6 +106,22 @@ class DumpRun(SnapshotRun):
         tearing = {**dict.fromkeys(TEARING, 0), "tables": len(known), "tables_torn": torn}
         tearing["tables_changed"] = torn
         return self._described(task, vmas, mappings.shmem, tearing)
+
+    def read_all(self, tasks: Sequence[DumpedProcess]) -> list[dict[str, Any]]:
+        """Read processes; of several, those that are damaged are left out, counted and said. CoreError: all
+        are."""
+        found: list[dict[str, Any]] = []
+        for task in tasks:
+            rows = len(self.columns.address)
+            try:
+                found.append(self.read(task, len(found)))
+            except CoreError as error:
+                if len(tasks) == 1 or (task is tasks[-1] and not found):
+                    raise
+                self.columns.truncate(rows)
+                self.left_out["damaged in the dump"] += 1
+                self.not_seen(f"process {task.pid}, left out: the dump {error}")
+        return found
 
     def _described(
         self, task: DumpedProcess, vmas: list[SmapsEntry], shmem: set[str], tearing: dict[str, int]
@@ -235,8 +253,9 @@ def captured_of_dump(
                 session.kernel.task_of(pid)
                 for pid in pids or [task.pid for task in session.kernel.processes()]
             ]
-            processes = [session.read(task, k) for k, task in enumerate(tasks)]
-            meta = session.meta(processes)
+            if len(tasks) > MOST_PROCESSES:
+                raise CaptureError(f"more than {MOST_PROCESSES} processes", USAGE)
+            meta = session.meta(session.read_all(tasks))
         except CoreError as error:
             raise CaptureError(f"{path}: {error}", USAGE) from None
         if options.redact:
