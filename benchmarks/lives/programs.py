@@ -195,6 +195,12 @@ PROGRAMS = {
             marks=3,
         ),
         _java(
+            *("shenandoah", "JVM, Shenandoah, interpreted", "-Xint", "-XX:+UseShenandoahGC"),
+            *("-XX:+UnlockDiagnosticVMOptions", "-XX:ShenandoahGCHeuristics=static"),
+            *("-XX:ConcGCThreads=1", "-XX:ParallelGCThreads=1", "-Xms128m", "-Xmx128m", "Heap"),
+            marks=3,
+        ),
+        _java(
             *("threads", "JVM, interpreted, 1,000 threads that wait", "-Xint", "-XX:+UseSerialGC"),
             *("-Xmx64m", "Threads", "1000"),
             marks=1,
