@@ -87,6 +87,22 @@ def test_what_waits_in_the_swap_cache_decides_how_often_is_read() -> None:
     assert run_conformance(empty, V7_3).agreed == 5
 
 
+def test_how_many_free_blocks_there_are_of_each_order_decides() -> None:
+    """The last ones of an order, larger ones split, the per-CPU list of the PMD order, the watermark."""
+    scarce = scenarios("lab-fragmented-7.3.4.jsonl.xz")
+    score = run_conformance(scarce, V7_3)
+    assert [mismatch.to_json() for mismatch in score.mismatches[:3]] == []
+    assert score.agreed == score.passes == 8
+    assert score.outcomes["mm_collapse_huge_page", "alloc_huge_page_failed"] == 54
+    others = (
+        [dataclasses.replace(each, free_blocks=None) for each in scarce],
+        [dataclasses.replace(each, free_blocks={each.largest_block: 1000}) for each in scarce],
+        [dataclasses.replace(each, reserve=12_000) for each in scarce],
+    )
+    for other in others:
+        assert run_conformance(other, V7_3).agreed < 4
+
+
 def on_one_node(scenario: Scenario) -> Scenario:
     """The same as older records had it."""
 
@@ -186,7 +202,8 @@ def test_frames_in_use_change_in_every_recording_as_the_kernel_counted() -> None
 
 def test_all_records_are_here() -> None:
     assert (
-        sum(len(scenario.passes) for scenario in everything()) == 875 + 29 + 160 + 6 + 14 + 14 + 12
+        sum(len(scenario.passes) for scenario in everything())
+        == 875 + 29 + 160 + 6 + 14 + 14 + 12 + 8
     )
 
 

@@ -27,7 +27,7 @@ from mthp.image import frames_at_once
 from mthp.image.capture import host, proc, run
 from mthp.image.capture.command import capture_into, main
 from mthp.image.capture.frames import Frames
-from mthp.image.capture.host import THP
+from mthp.image.capture.host import THP, zones
 from mthp.image.capture.pagemap import Scanner
 from mthp.image.capture.proc import SmapsEntry, state
 from mthp.image.capture.run import CaptureOptions
@@ -816,3 +816,55 @@ def test_a_python_too_old_says_so(
         5,
         "mthp-snap: Python 3.8 or newer is needed\n",
     )
+
+
+ZONEINFO = """\
+Node 0, zone      DMA
+  per-node stats
+      nr_inactive_anon 6
+  pages free     2816
+        boost    0
+        min      11
+        low      18
+        high     25
+        managed  3840
+        protection: (0, 2966, 31844, 31844, 31844)
+  pagesets
+    cpu: 0
+              count:    0
+              high:     0
+              batch:    1
+Node 0, zone    DMA32
+  pages free     759000
+        min      2095
+        managed  759296
+        protection: (0, 0, 28877, 28870, 28877)
+  pagesets
+    cpu: 0
+              count:    9
+              high:     1000
+    cpu: 1
+              high:     1300
+Node 0, zone   Normal
+        min      20400
+        managed  7392768
+        protection: (0, 0, 0, 0, 0)
+Node 0, zone  Movable
+        min      32
+        managed  0
+        protection: (0, 0, 0, 0, 0)
+Node 0, zone   Device
+        min      0
+        managed  0
+        protection: (0, 0, 0, 0, 0)
+"""
+
+
+def test_what_zones_keep() -> None:
+    """Of `protection` that counts which is against allocations from the movable zone down."""
+    assert zones(ZONEINFO) == [
+        {"node": 0, "zone": "DMA", "min": 11, "kept": 31844, "pcp_high": 0},
+        {"node": 0, "zone": "DMA32", "min": 2095, "kept": 28870, "pcp_high": 1300},
+        {"node": 0, "zone": "Normal", "min": 20400, "kept": 0, "pcp_high": 0},
+    ]
+    assert zones("") == [] and zones("Node 0, zone X\n  nothing\n") == []

@@ -464,6 +464,8 @@ def pass_set(**fields: object) -> Change:
         (top_set(largest_block=-1), "largest_block: -1 is outside"),
         (top_set(registered=[1]), "registered: not a list of true and false"),
         (top_set(synchronous=0), "synchronous:"),
+        (top_set(reserve=-1), "reserve: -1 is outside"),
+        (top_set(pcp_high="x"), "pcp_high: 'x' is not a whole number"),
         (top_set(swap_cache=3), "swap_cache: not a list"),
         (top_set(swap_cache=[3]), "swap_cache"),
         (top_set(mm_ids=[]), "mm_ids: [] is not an object"),

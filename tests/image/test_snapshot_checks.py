@@ -86,6 +86,16 @@ KINDS: dict[str, tuple[Change, str]] = {
     "types of a node of no kernel": (
         meta("pagetypeinfo", "Node 9999, zone N, type Movable 1"), "pagetypeinfo"
     ),
+    "zones that are no list": (meta("zones", 3), "zones: not a list of zones"),
+    "a zone of a node of no kernel": (
+        meta("zones", [{"node": 9999, "zone": "N", "min": 1, "kept": 0, "pcp_high": 0}]),
+        "zones[0].node: 9999",
+    ),
+    "a zone without a name": (meta("zones", [{"node": 0}]), "zones[0].zone: missing"),
+    "a zone that keeps less than nothing": (
+        meta("zones", [{"node": 0, "zone": "N", "min": 1, "kept": -1, "pcp_high": 0}]),
+        "zones[0].kept: -1",
+    ),
     "a number for the types": (meta("pagetypeinfo", 3), "pagetypeinfo: 3 is not text"),
     "a file of sysfs with an escape": (meta("sysfs", {"a\n\x1b[31m/enabled": "x"}), "sysfs"),
     "a number for a text": (meta("kernel", 7), "kernel: 7 is not text"),

@@ -149,13 +149,53 @@ def test_small_sources_do_not_become_the_next_window() -> None:
 
 
 def test_a_refused_pmd_folio_is_not_split_for_smaller_windows() -> None:
-    """It goes to the per-CPU list of its own order."""
+    """It goes to the per-CPU list of its own order, which is of use only while the free lists have a block
+    too: the watermark is looked at before. Kernel: mm/page_alloc.c, __zone_watermark_ok()."""
     made = kernel(NodeState({9: 1}))
     folio = made.mem.folio_alloc(9, compact=False)
     assert folio is not None
     made.mem.folio_put(folio)
     assert made.mem.folio_alloc(4, compact=False) is None
-    assert made.mem.folio_alloc(9, compact=False) == folio
+    assert made.mem.folio_alloc(9, compact=False) is None
+    assert made.mem.folio_alloc(9, compact=True) == folio
+
+
+def test_the_per_cpu_list_of_the_pmd_order_takes_two_blocks_at_once() -> None:
+    """mm/page_alloc.c, nr_pcp_alloc(): so that the last but one is the last to be had without defrag."""
+    for blocks, had in ((1, 1), (2, 1), (3, 3), (4, 3), (5, 5)):
+        made = kernel(NodeState({0: 1, 9: blocks}))
+        node = made.mem.allocator.nodes[0]
+        taken = [made.mem.folio_alloc(9, compact=False) for _ in range(blocks)]
+        assert sum(folio is not None for folio in taken) == had, blocks
+        assert len(node.pcp[9]) == blocks - had
+        assert made.mem.folio_alloc(8, compact=False) is None
+
+
+def test_a_full_per_cpu_list_gives_a_pmd_block_back() -> None:
+    for high, left in ((None, None), (512, 9), (513, None)):
+        made = kernel(NodeState({9: 1}, pcp_high=high))
+        folio = made.mem.folio_alloc(9, compact=False)
+        assert folio is not None
+        made.mem.folio_put(folio)
+        found = made.mem.folio_alloc(9, compact=False)
+        assert (found is not None) is (left == 9), high
+
+
+def test_what_only_reclaim_brings_is_not_there_without() -> None:
+    made = kernel(NodeState({0: 100, 4: 2}, reserve=16, reclaimable=100))
+    assert made.mem.folio_alloc(4, compact=False) is not None
+    assert made.mem.folio_alloc(4, compact=False) is None
+    assert made.mem.folio_alloc(4, compact=True) is not None
+
+
+def test_blocks_that_were_free_merge_again_though_others_do_not() -> None:
+    made = kernel(NodeState({7: 1}, largest=4))
+    node = made.mem.allocator.nodes[0]
+    folios = [made.mem.folio_alloc(5, compact=False) for _ in range(4)]
+    for folio in folios:
+        assert folio is not None
+        made.mem.folio_put(folio)
+    assert [order for order, blocks in enumerate(node.blocks) if blocks] == [7]
 
 
 def test_a_collapse_gives_back_what_it_took() -> None:
@@ -176,12 +216,11 @@ def test_another_allowed_node_with_a_block_comes_before_compaction() -> None:
 
 
 def test_blocks_do_not_merge_beyond_the_largest() -> None:
-    made = kernel(NodeState({6: 1}, largest=5))
+    made = kernel(NodeState({0: 1}, largest=5))
     node = made.mem.allocator.nodes[0]
-    whole = [made.mem.folio_alloc(4) for _ in range(4)]
-    for folio in whole:
-        assert folio is not None
-        made.mem.folio_put(folio)
+    first = made.mem.new_frames(0, 6)
+    for pfn in range(first, first + 64, 16):
+        made.mem.allocator.free(pfn, 4)
     assert [len(blocks) for blocks in node.blocks[4:7]] == [0, 2, 0]
     assert made.mem.folio_alloc(6, compact=False) is None
     assert made.mem.folio_alloc(5, compact=False) is not None

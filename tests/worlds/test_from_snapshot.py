@@ -15,7 +15,7 @@ from mthp.mm.pgtable_types import PFN_SHIFT
 from mthp.words.profiles import DEFAULT
 from mthp.words.settings import Settings
 from mthp.worlds.build import build_world
-from mthp.worlds.from_snapshot import free_memory
+from mthp.worlds.free_memory import free_memory
 from mthp.worlds.render import render_state
 from mthp.worlds.unseen import LIKELY, young_pages
 from tests.worlds.captured import HEAP, heap_of
@@ -143,6 +143,21 @@ def test_free_memory_is_what_is_said(
     assert node.free_blocks is not None
     assert node.free_blocks[10] == order_10 and node.free_blocks.get(0, 0) == (asked is None)
     assert words in said and "--free-memory" in said
+
+
+def test_what_zones_keep_is_not_handed_out(image: Snapshot) -> None:
+    """Unless the user says what is free. The lowest zone is not counted at all."""
+    zones = [
+        {"node": 0, "zone": "DMA", "min": 11, "kept": 31844, "pcp_high": 0},
+        {"node": 0, "zone": "DMA32", "min": 2095, "kept": 28870, "pcp_high": 1300},
+        {"node": 0, "zone": "Normal", "min": 20400, "kept": 0, "pcp_high": 600},
+    ]
+    zone = f"Node 0, zone Normal {'0 ' * 10}1024"
+    meta = {**image.meta, "buddyinfo": zone, "meminfo": {}, "zones": zones}
+    (node,), _ = free_memory(dataclasses.replace(image, meta=meta))
+    assert (node.reserve, node.pcp_high) == (2095 + 28870 + 20400, 1300)
+    (node,), _ = free_memory(dataclasses.replace(image, meta=meta, free_memory=1 << 30))
+    assert (node.reserve, node.pcp_high) == (0, None)
 
 
 def test_free_memory_that_nobody_tells(image: Snapshot) -> None:

@@ -80,7 +80,7 @@ def run_fuzz(args: argparse.Namespace) -> int:
         shrink_all,
     )
     from mthp.compare.campaign_folder import LOG_BYTES
-    from mthp.lab.draw import FAMILIES, NODE_FAMILIES
+    from mthp.lab.draw import FAMILIES, LATER_FAMILIES, NODE_FAMILIES
     from mthp.lab.kernels.kernels import find
     from mthp.lab.session.boot import Guest
     from mthp.lab.session.session import Swap
@@ -93,7 +93,7 @@ def run_fuzz(args: argparse.Namespace) -> int:
         return _run_programs(args)
     if args.family in NODE_FAMILIES and args.nodes == 1:
         raise UsageError(f"--family {args.family}: goes with --nodes 2 or more")
-    families = FAMILIES | NODE_FAMILIES
+    families = FAMILIES | LATER_FAMILIES | NODE_FAMILIES
     if args.family and args.family not in families:
         raise UsageError(f"--family {args.family}: not one of {', '.join(families)}")
     captures = _captures(args.paths)

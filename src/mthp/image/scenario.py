@@ -76,14 +76,14 @@ class Scenario:
     """A process's memory, the settings, the action, and what a kernel did.
 
     target: the index of the VMA that MADV_COLLAPSE covers. prctl: the mode of each process (mm).
-    free_blocks: free blocks by order at the start, None for plenty. largest_block: no block above
-    this order ever becomes free. synchronous: the swap device is (zram), so nothing is read ahead.
-    registered: for each process, whether it is on khugepaged's list; empty where all are. kernel: the
-    recording kernel's release, empty where nothing was recorded (then passes is empty too). mm_ids: of large
-    folios that count as shared, by identity in the initial state, which processes they know; of the others
-    it follows from who maps them. swap_cache: folios that stand for slots which entries name.
-    distances: of NUMA nodes, a row each as node_distance() has it; empty where there is one. node_reclaim:
-    vm.zone_reclaim_mode is set.
+    free_blocks: free blocks by order at the start, None for plenty. largest_block: no block above this
+    order ever becomes free. reserve, pcp_high: pages, as NodeState's. synchronous: the swap device is
+    (zram), so nothing is read ahead. registered: for each process, whether it is on khugepaged's list;
+    empty where all are. kernel: the recording kernel's release, empty where nothing was recorded (then
+    passes is empty too). mm_ids: of large folios that count as shared, by identity in the initial state,
+    which processes they know; of the others it follows from who maps them. swap_cache: folios that stand
+    for slots which entries name. distances: of NUMA nodes, a row each as node_distance() has it; empty
+    where there is one. node_reclaim: vm.zone_reclaim_mode is set.
     """
 
     id: str
@@ -98,6 +98,8 @@ class Scenario:
     free_blocks: Mapping[int, int] | None = None
     largest_block: int = 63
     synchronous: bool = True
+    reserve: int = 0
+    pcp_high: int | None = None
     registered: tuple[bool, ...] = ()
     mm_ids: Mapping[int, tuple[KnownMm, ...]] = field(default_factory=dict)
     swap_cache: tuple[CachedFolio, ...] = ()
@@ -214,6 +216,8 @@ def parse_scenario(document: Mapping[str, Any]) -> Scenario:
         memcg=_memcg(fields),
         free_blocks=_free_blocks(fields),
         largest_block=fields.number("largest_block", 0, 63, default=63),
+        reserve=fields.number("reserve", 0, 2**48, default=0),
+        pcp_high=None if fields.is_null("pcp_high") else fields.number("pcp_high", 0, 2**48),
         synchronous=fields.take("synchronous", bool, True),
         registered=_registered(fields),
         mm_ids=mm_ids,

@@ -71,6 +71,11 @@ def check_meta(meta: Fields) -> None:
     if not thread.is_null("started"):
         thread.number("started", 0, 2**63 - 1)
     check_buddyinfo(meta.document.get("buddyinfo") or "")
+    for zone in meta.objects("zones", what="a list of zones", default=()):
+        zone.take("zone", str)
+        zone.number("node", 0, MOST_NODES - 1)
+        for key in ("min", "kept", "pcp_high"):
+            zone.number(key, 0, 2**48)
     check_pagetypeinfo(meta.document.get("pagetypeinfo"))
     nodes = Fields({} if meta.is_null("nodes") else meta.take("nodes", dict), "nodes.")
     if not nodes.is_null("distance"):

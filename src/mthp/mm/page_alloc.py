@@ -3,9 +3,10 @@
 
 Kernel: mm/page_alloc.c (__alloc_pages, rmqueue, __free_one_page), mm/compaction.c (compact_zone).
 
-Divergence: no zones, no watermarks but one reserve, and the lists of one CPU, which are never full.
-Reclaim and compaction are one question: with them allowed, a block exists if enough free frames do,
-because everything in the way is taken to be movable.
+Divergence: a node's zones are one, whose reserve is the sum of their minimum watermarks and of what each
+keeps for others; there are the lists of one CPU, and of those only that of the PMD order is refilled by two
+and may be full. All blocks are of one migratetype. Reclaim and compaction are one question: with them
+allowed, a block exists if enough free frames do, because everything in the way is taken to be movable.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ class NodeState:
     """What a node has free. free_blocks: order -> blocks, or None for as much as is asked for.
 
     reserve: frames that are never handed out (the kernel's watermark). largest: freed blocks never
-    merge beyond this order, because something that stays lies in every larger one.
+    merge beyond this order, because something that stays lies in every larger one, but for those that
+    were free. reclaimable: frames of free_blocks that are there only if reclaim may bring them. pcp_high:
+    frames from which on a freed block of PMD order does not stay on the per-CPU list; None: it does.
     """
 
     free_blocks: Mapping[Order, int] | None = None
     reserve: int = 0
     largest: int = 63
+    reclaimable: int = 0
+    pcp_high: int | None = None
 
 
 class NewFrames(Protocol):
@@ -51,12 +56,13 @@ class Node:
     blocks[order]: first frames of free blocks. unborn[order]: free blocks that were never handed
     out; their frames are made when they are taken, so a large empty node costs nothing. pcp: order
     -> freed blocks on the per-CPU list: they do not merge until it is drained. made: frames that an
-    endless node made because no block was free.
+    endless node made because no block was free. whole: first frame -> order of blocks above `largest`
+    that were handed out, within which freed ones merge.
     """
 
     __slots__ = (
-        "blocks", "endless", "largest", "made", "max_order", "new_frames", "nid", "pcp", "reserve",
-        "unborn",
+        "blocks", "endless", "largest", "made", "max_order", "new_frames", "nid", "pcp", "pcp_high",
+        "pmd_order", "reclaimable", "reserve", "unborn", "whole",
     )  # fmt: skip
 
     def __init__(self, nid: int, state: NodeState, pmd_order: int, new_frames: NewFrames) -> None:
@@ -65,6 +71,10 @@ class Node:
         self.max_order = max_order
         self.largest = min(max_order, state.largest)
         self.reserve = state.reserve
+        self.reclaimable = state.reclaimable
+        self.pcp_high = state.pcp_high
+        self.pmd_order = pmd_order
+        self.whole: dict[int, Order] = {}
         self.new_frames = new_frames
         self.endless = state.free_blocks is None
         self.made = 0
@@ -75,22 +85,46 @@ class Node:
 
     def free_frames(self) -> int:
         """Frames on the free lists and the per-CPU lists."""
-        on_lists = map(add, map(len, self.blocks), self.unborn)
         per_cpu = sum(len(blocks) << order for order, blocks in self.pcp.items())
+        return per_cpu + self.on_lists()
+
+    def on_lists(self) -> int:
+        """Frames on the free lists. Kernel: NR_FREE_PAGES."""
+        on_lists = map(add, map(len, self.blocks), self.unborn)
         buddy: int = sum(map(lshift, on_lists, range(self.max_order + 1)))
-        return per_cpu + buddy
+        return buddy
+
+    def watermark_ok(self, order: Order) -> bool:
+        """Whether a block may be taken without reclaim: enough stays, and the free lists have one, whatever
+        the per-CPU list has. Kernel: __zone_watermark_ok()."""
+        if self.on_lists() - (1 << order) < self.reserve + self.reclaimable:
+            return False
+        return any(
+            self.blocks[have] or self.unborn[have] for have in range(order, self.max_order + 1)
+        )
 
     def take(self, order: Order) -> int | None:
         """Take a block from the per-CPU list, else split the smallest that holds `order`; None if
-        none does. Kernel: rmqueue()."""
+        none does. The list of the PMD order gets one more then. Kernel: rmqueue(), nr_pcp_alloc()."""
         if self.pcp.get(order):
             return self.pcp[order].pop()
+        pfn = self._split(order)
+        if order == self.pmd_order and not self.endless and pfn is not None:
+            more = self._split(order)
+            if more is not None:
+                self.pcp[order].append(more)
+        return pfn
+
+    def _split(self, order: Order) -> int | None:
+        """Take a block from the free lists. Kernel: __rmqueue_smallest()."""
         for have in range(order, self.max_order + 1):
             if self.blocks[have]:
                 pfn, _ = self.blocks[have].popitem()
             elif self.unborn[have]:
                 self.unborn[have] -= 1
                 pfn = self.new_frames(self.nid, have)
+                if have > self.largest:
+                    self.whole[pfn] = have
             else:
                 continue
             while have > order:
@@ -104,10 +138,14 @@ class Node:
 
     def give(self, pfn: int, order: Order) -> None:
         """Free a block, to the per-CPU list if there is one. Kernel: __free_frozen_pages()."""
-        if order in self.pcp:
-            self.pcp[order].append(pfn)
-        else:
+        if order not in self.pcp:
             self.merge(pfn, order)
+            return
+        blocks = self.pcp[order]
+        blocks.append(pfn)
+        high = self.pcp_high if order == self.pmd_order else None
+        if high is not None and len(blocks) << order >= high:
+            self.merge(blocks.pop(0), order)
 
     def take_block_of(self, page: int) -> tuple[int, Order] | None:
         """Take out the free block of a page: its first frame and order. None: it is in use."""
@@ -132,15 +170,22 @@ class Node:
     def merge(self, pfn: int, order: Order) -> None:
         """Free a block and merge it with free buddies. Kernel: __free_one_page()."""
         blocks = self.blocks
-        while order < self.largest:
+        while order < self.max_order:
             size = 1 << order
             buddy = pfn ^ size
             if buddy not in blocks[order]:
+                break
+            if order >= self.largest and not self._was_whole(pfn, order + 1):
                 break
             del blocks[order][buddy]
             pfn &= ~size
             order += 1
         blocks[order][pfn] = None
+
+    def _was_whole(self, pfn: int, order: Order) -> bool:
+        """Whether the block of that order around a frame lies in one that was free."""
+        orders = range(order, self.max_order + 1)
+        return any(self.whole.get(pfn & -(1 << have)) == have for have in orders)
 
     def compact(self, order: Order) -> int | None:
         """Drain, then gather smaller free blocks into one. Kernel: compact_zone()."""
@@ -207,12 +252,12 @@ class Allocator:
             fallback.sort(key=lambda node: node.nid != nid)
         enough = []
         for node in fallback:
-            if not node.endless and node.free_frames() - (1 << order) < node.reserve:
-                continue
-            pfn = node.take(order)
-            if pfn is not None:
-                return pfn
-            enough.append(node)
+            if node.endless or node.watermark_ok(order):
+                pfn = node.take(order)
+                if pfn is not None:
+                    return pfn
+            if node.endless or node.free_frames() - (1 << order) >= node.reserve:
+                enough.append(node)
         for node in enough if direct_compact else ():
             pfn = node.compact(order)
             if pfn is not None:

@@ -20,7 +20,7 @@ from mthp.words.settings_text import runs_of_orders
 from mthp.words.units import Geometry
 from mthp.worlds.arrays import ImageMemcg, ImageProcess
 from mthp.worlds.build import arrays_of, build_arrays
-from mthp.worlds.from_snapshot import free_blocks
+from mthp.worlds.free_memory import free_blocks
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from mthp.predict.timeline import Timeline, work_ms
 from mthp.words.events import Event, PassedBy
 from mthp.words.resident import Resident
 from mthp.worlds.build import BuiltWorld
-from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS, bytes_free
+from mthp.worlds.free_memory import bytes_free
+from mthp.worlds.from_snapshot import USUAL_ASSUMPTIONS
 
 
 @dataclass

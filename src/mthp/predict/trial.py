@@ -68,6 +68,9 @@ class Trial:
                 if not node.endless
                 else None,
                 node.reserve,
+                node.largest,
+                node.reclaimable,
+                node.pcp_high,
             )
             for node in source.mem.allocator.nodes
         ]  # fmt: skip

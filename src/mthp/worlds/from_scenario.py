@@ -50,7 +50,12 @@ def image_of_scenario(scenario: Scenario) -> WorldArrays:
     """The arrays of a scenario's first state."""
     expansion = _Expansion(scenario)
     memcg = scenario.memcg
-    node = NodeState(scenario.free_blocks, largest=scenario.largest_block)
+    node = NodeState(
+        scenario.free_blocks,
+        scenario.reserve,
+        scenario.largest_block,
+        pcp_high=scenario.pcp_high,
+    )
     processes = [expansion.process(mm) for mm in dict.fromkeys(v.mm for v in scenario.vmas)]
     return WorldArrays(
         nodes=(node,) * max(1, len(scenario.distances)),

@@ -7,17 +7,14 @@ docs/decisions/0005-what-a-capture-cannot-see.md gives the reasons.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mthp.image.page_types import page_types
 from mthp.image.snapshot import (
     FolioState,
     Kpf,
@@ -28,7 +25,7 @@ from mthp.image.snapshot import (
     SnapshotVma,
 )
 from mthp.mm import vm_flags as vm
-from mthp.mm.page_alloc import MAX_PAGE_ORDER, NodeState
+from mthp.mm.page_alloc import NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
 from mthp.words.reading import check_memory
 from mthp.words.settings import NUMBERS
@@ -44,6 +41,7 @@ from mthp.worlds.arrays import (
     spans,
 )
 from mthp.worlds.deduced import is_registered, is_taken_on, mm_flags
+from mthp.worlds.free_memory import free_memory
 from mthp.worlds.torn import ASSUMED_FLAGS, settled
 from mthp.worlds.unseen import (
     Assumed,
@@ -526,86 +524,3 @@ def _shared_slots(snapshot: Snapshot) -> NDArray[np.uint64]:
     slots, times = np.unique(np.concatenate([*named, np.zeros(0, np.uint64)]), return_counts=True)
     shared: NDArray[np.uint64] = slots[(times > 1) & (slots > 0)]
     return shared
-
-
-_SLACK = 16 << 20
-"""Bytes by which buddyinfo and MemFree may differ because they were read one after the other."""
-
-
-def bytes_free(snapshot: Snapshot) -> int | None:
-    """How much memory was free, or is as the user asked; None where the capture does not say."""
-    if snapshot.free_memory is not None:
-        return snapshot.free_memory
-    free: int | None = (snapshot.meta.get("meminfo") or {}).get("MemFree")
-    return free
-
-
-def free_memory(snapshot: Snapshot) -> tuple[tuple[NodeState, ...], str]:
-    """What each node has free, and a sentence that says so.
-
-    Where MemFree is more than buddyinfo shows, nobody says how the rest lies. Reclaimable memory is
-    added as single frames.
-    """
-    geometry = snapshot.geometry
-    shift, largest = geometry.page_shift, max(MAX_PAGE_ORDER, geometry.pmd_order)
-    nodes = free_blocks(snapshot.meta.get("buddyinfo"))
-    meminfo: Mapping[str, Any] = snapshot.meta.get("meminfo") or {}
-    memfree, spare = int(meminfo.get("MemFree") or 0), 0
-    shown = sum(n << order for node in nodes.values() for order, n in node.items()) << shift
-    unplaced = 0
-    if snapshot.free_memory is not None:
-        unplaced, nodes = snapshot.free_memory, {nid: Counter() for nid in nodes}
-        said = f"{human_bytes(unplaced)} of memory are free, as asked (--free-memory)"
-    elif not shown and not memfree:
-        said = "as much memory is free as is asked for: the capture does not say (--free-memory)"
-        return (NodeState(),), said
-    else:
-        spare = max(0, int(meminfo.get("MemAvailable") or 0) - memfree)
-        said = f"{human_bytes(shown)} of memory are free, as buddyinfo says"
-        if memfree > shown + shown // 8 + _SLACK:
-            unplaced = memfree - shown
-            block = human_bytes(1 << largest + shift)
-            said = (
-                f"{human_bytes(memfree)} of memory are free, as MemFree says; buddyinfo shows "
-                f"{human_bytes(shown) if shown else 'none'} of it: the rest is taken to lie in blocks "
-                f"of {block}"
-            )
-        elif 0 < memfree < shown - shown // 8 - _SLACK:
-            said += f" (MemFree is {human_bytes(memfree)}, a container's perhaps)"
-        said += f"; {human_bytes(spare)} more can be reclaimed (--free-memory sets both)"
-    if snapshot.free_memory is None and (kept := _take_kept(snapshot, nodes)):
-        said += (
-            f"; of the free memory {human_bytes(kept << shift)} are kept for atomic allocations or isolated, "
-            "and do not count (pagetypeinfo)"
-        )
-    for node in nodes.values():
-        pages = (unplaced >> shift) // len(nodes)
-        node[largest] += pages >> largest
-        node.update({order: 1 for order in range(largest) if pages >> order & 1})
-        node[0] += (spare >> shift) // len(nodes)
-    return tuple(NodeState(nodes.get(nid, {})) for nid in range(max(nodes) + 1)), said
-
-
-def _take_kept(snapshot: Snapshot, nodes: Mapping[int, Counter[int]]) -> int:
-    """Take off what no movable allocation is given; returns how many pages that is."""
-    types = page_types(snapshot.meta.get("pagetypeinfo"))
-    kept = 0
-    if types is not None:
-        for nid, node in nodes.items():
-            for order, nr in types.kept(nid).items():
-                less = min(nr, node[order])
-                node[order] -= less
-                kept += less << order
-    return kept
-
-
-def free_blocks(buddyinfo: object) -> dict[int, Counter[int]]:
-    """The free blocks of each order that /proc/buddyinfo shows, by node; one node where it shows none.
-
-    The lowest zone is kept for devices. Kernel: mm/page_alloc.c, lowmem_reserve.
-    """
-    nodes: dict[int, Counter[int]] = {}
-    for match in re.finditer(r"Node\s+(\d{1,9}), zone\s+(\S+)((?:\s+\d{1,18}\b)+)", str(buddyinfo)):
-        counts = enumerate(map(int, match[3].split()))
-        nodes.setdefault(int(match[1]), Counter()).update({} if match[2] == "DMA" else dict(counts))
-    return nodes or {0: Counter()}

@@ -50,6 +50,7 @@ def host_facts() -> dict[str, Any]:
         "machine": system.machine,
         "sysfs": sysfs_settings(),
         "buddyinfo": text("/proc/buddyinfo"),
+        "zones": zones(text("/proc/zoneinfo") or ""),
         "pagetypeinfo": text("/proc/pagetypeinfo"),
         "meminfo": {name: int(kib) << 10 for name, kib in amounts},
         "swaps": text("/proc/swaps"),
@@ -62,6 +63,40 @@ def host_facts() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "la57": re.search(r"\bla57\b", (text("/proc/cpuinfo") or "")[:8192]) is not None,
     }
+
+
+def zones(zoneinfo: str) -> list[dict[str, Any]]:
+    """What /proc/zoneinfo says of each zone that has memory, in pages: `min`, its watermark; `kept`, what it
+    keeps from allocations that may use any zone; `pcp_high`, how much a per-CPU list may hold.
+
+    Kernel: mm/vmstat.c, zoneinfo_show_print(); mm/page_alloc.c, __zone_watermark_ok().
+    """
+    found: list[dict[str, Any]] = []
+    order: list[str] = []
+    for part in re.split(r"^(?=Node )", zoneinfo, flags=re.M):
+        head = re.match(r"Node (\d+), zone +(\w+)\n", part)
+        if head is None:
+            continue
+        if head[2] not in order:
+            order.append(head[2])
+        low = re.search(r"^ +min +(\d+)$", part, re.M)
+        kept = re.search(r"^ +protection: \(([\d, ]+)\)$", part, re.M)
+        if low is None or kept is None or re.search(r"^ +managed +0$", part, re.M):
+            continue
+        highs = re.findall(r"^ +high: +(\d+)$", part, re.M)
+        found.append(
+            {
+                "node": int(head[1]),
+                "zone": head[2],
+                "min": int(low[1]),
+                "kept": [int(value) for value in kept[1].split(",")],
+                "pcp_high": max(map(int, highs), default=0),
+            }
+        )
+    place = order.index("Movable") if "Movable" in order else -1
+    for zone in found:
+        zone["kept"] = zone["kept"][place]
+    return found
 
 
 def other_processes(captured: set[int], pmd_size: int) -> dict[str, int]:

@@ -70,6 +70,8 @@ def _finish(scenario: Scenario, wants: Sequence[WantedProcess]) -> list[Operatio
             raise CannotBuild(f"memcg: {-slack} pages over its limit")
         ops.append(Operation(Verb.MEMCG, (_GROUP, slack)))
     if scenario.free_blocks is not None:
+        if max(scenario.free_blocks, default=0) > scenario.largest_block:
+            raise CannotBuild("free_blocks: larger ones than can arise are not counted out")
         ops.append(_take_blocks(scenario.free_blocks))
     return ops
 

@@ -277,6 +277,19 @@ def nomem(builder: ProgramBuilder) -> None:
     plain(builder)
 
 
+def fragmented(builder: ProgramBuilder) -> None:
+    """Free memory in small blocks, but for a few larger ones, of which there may be too few (defrag 0)."""
+    rng = builder.rng
+    builder.settings = builder.settings.replace(defrag=False)
+    lacking = rng.randint(4, PMD_ORDER)
+    builder.do(Verb.TAKE_BLOCKS, lacking)
+    plain(builder)
+    orders = [rng.randint(lacking, PMD_ORDER) for _ in range(rng.randint(1, 3))]
+    for order in sorted(orders, reverse=True):
+        count = rng.choice([1, 1, 2, 2, 3, 4, 7])
+        builder.finish.append(Operation(Verb.LEAVE_BLOCKS, (order, count)))
+
+
 _PRCTL = ((1, 0), (1, 2), (1, 2), (0, 0))
 
 
@@ -563,6 +576,12 @@ def _on_nodes(builder: ProgramBuilder, each: Operation) -> list[Operation]:
         found += [each.with_range(*run)]
     return found
 
+
+LATER_FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {
+    "fragmented": (0.03, fragmented)
+}
+"""Those that came after campaigns were published: name -> the share of states that are of it instead of what
+they were drawn as, so that all others stay; and the function."""
 
 NODE_FAMILIES: dict[str, tuple[float, Callable[[ProgramBuilder], None]]] = {"nodes": (0.1, nodes)}
 """Those of guests with several NUMA nodes: name -> the share of states, and the function."""

@@ -482,6 +482,8 @@ static void new_subject(const char *name, char **argv)
 			subject_loop(ends[1]);
 		}
 		dup2(ends[1], 3);
+		/* What is to be counted of free memory stays. */
+		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 		execv(*argv, argv);
 		_exit(127);
 	}

@@ -306,20 +306,56 @@ static long fill_tables(uint64_t first, uint64_t windows)
 	return i;
 }
 
-/* Give back every page but those whose frame number is a multiple of 2^order. */
-static long thin_out(uint64_t first, uint64_t pages, uint64_t order)
+#define REGION 10 /* the order of regions of memory that are kept whole */
+#define NR_REGIONS 1024
+
+static unsigned char kept[NR_REGIONS];
+
+/* The frames of pages of ours, up to 512 from that page on, 0 of what is not there. */
+static long frames_of(int pagemap, uint64_t first, uint64_t *frames)
+{
+	if (pread(pagemap, frames, 512 * 8, (uint64_t)page(first) / PAGE * 8) < 8)
+		return -EIO;
+	for (int i = 0; i < 512; i++)
+		frames[i] = frames[i] >> 63 ? frames[i] << 9 >> 9 : 0;
+	return 0;
+}
+
+/* Keep `most` regions that are ours as a whole, high ones: the kernel's own memory lies among the low ones. */
+static long keep_regions(int pagemap, uint64_t first, uint64_t pages, uint64_t most)
+{
+	static unsigned short held[NR_REGIONS];
+	uint64_t frames[512];
+
+	memset(held, 0, sizeof(held));
+	memset(kept, 0, sizeof(kept));
+	for (uint64_t i = 0; i < pages; i++) {
+		if (i % 512 == 0 && frames_of(pagemap, first + i, frames))
+			return -EIO;
+		if (frames[i % 512] >> REGION < NR_REGIONS)
+			held[frames[i % 512] >> REGION]++;
+	}
+	for (uint64_t i = NR_REGIONS - 1; i && most; i--)
+		if (held[i] == 1 << REGION)
+			kept[i] = 1, most--;
+	return 0;
+}
+
+/* Give back every page but those whose frame number is a multiple of 2^order, and those of a number of regions. */
+static long thin_out(uint64_t first, uint64_t pages, uint64_t order, uint64_t regions)
 {
 	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	uint64_t entries[512], given = 0;
+	uint64_t frames[512], given = 0;
 
-	if (fd < 0)
-		return failed();
+	if (fd < 0 || keep_regions(fd, first, pages, regions))
+		return -EIO;
 	for (uint64_t i = 0; i < pages; i++) {
-		uint64_t place = i % 512;
+		uint64_t frame;
 
-		if (!place && pread(fd, entries, sizeof(entries), (uint64_t)page(first + i) / PAGE * 8) < 8)
+		if (i % 512 == 0 && frames_of(fd, first + i, frames))
 			return -EIO;
-		if ((entries[place] << 9 >> 9) % (1ULL << order)) {
+		frame = frames[i % 512];
+		if (frame % (1ULL << order) && !(frame >> REGION < NR_REGIONS && kept[frame >> REGION])) {
 			given++;
 			continue;
 		}
@@ -331,6 +367,38 @@ static long thin_out(uint64_t first, uint64_t pages, uint64_t order)
 	if (given && madvise((void *)page(first + pages - given), given * PAGE, MADV_DONTNEED_LOCKED))
 		return failed();
 	return 0;
+}
+
+/* Free `count` blocks of 2^order frames of the regions that were kept, no two of which make a larger one: how
+ * many there were. */
+static long leave_blocks(uint64_t first, uint64_t pages, uint64_t order, uint64_t count)
+{
+	static unsigned short held[1 << 16];
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t frames[512], found = 0;
+
+	if (fd < 0)
+		return failed();
+	memset(held, 0, sizeof(held));
+	for (int again = 0; again < 2; again++)
+		for (uint64_t i = 0; i < pages; i++) {
+			uint64_t frame, block;
+
+			if (i % 512 == 0 && frames_of(fd, first + i, frames))
+				return -EIO;
+			frame = frames[i % 512], block = frame >> order;
+			if (frame >> REGION >= NR_REGIONS || !kept[frame >> REGION] || block >> 16)
+				continue;
+			if (!again)
+				held[block]++;
+			else if (held[block] == 1 << order && found < count && (order == REGION || !(block & 1)))
+				found++, held[block] = 0xffff;
+			if (again && held[block] == 0xffff &&
+			    madvise((void *)page(first + i), PAGE, MADV_DONTNEED_LOCKED))
+				return failed();
+		}
+	close(fd);
+	return found;
 }
 
 static long run(const struct words *w)
@@ -372,7 +440,9 @@ static long run(const struct words *w)
 	if (!strcmp(op, "uffdwp"))
 		return write_protect(first, pages, third);
 	if (!strcmp(op, "thin"))
-		return thin_out(first, pages, third);
+		return thin_out(first, pages, third, number(w, 4));
+	if (!strcmp(op, "leave"))
+		return leave_blocks(first, pages, third, number(w, 4));
 	if (!strcmp(op, "fill_tables"))
 		return fill_tables(first, pages);
 	if (!strcmp(op, "pin_uring"))

@@ -99,7 +99,8 @@ _RANGE = (_OFFSET, _PAGES)
 class Verb(StrEnum):
     """What an operation does, and its operands. The name of the process comes before it, if it has one.
 
-    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above. NODE:
+    The texts are those of recorded programs. TAKE_BLOCKS leaves no free block of an order or above,
+    and LEAVE_BLOCKS, after it, a number of an order again. NODE:
     what the process touches from then on lies on that NUMA node.
     """
 
@@ -117,6 +118,7 @@ class Verb(StrEnum):
     MEMCG = "memcg", _GROUP, _OFFSET
     KSM = "ksm", _COUNT
     TAKE_BLOCKS = "eat", _ORDER
+    LEAVE_BLOCKS = "leave", _ORDER, _COUNT
     BASE = "base", _ADDRESS
     MMAP = "mmap", *_RANGE
     MMAP_DROPPABLE = "mmap_droppable", *_RANGE
@@ -142,7 +144,17 @@ class Verb(StrEnum):
     NODE = "node", _NODE
 
 
-_OF_HOST = frozenset({Verb.WRITE_FILE, Verb.NEW, Verb.END, Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS})
+_OF_HOST = frozenset(
+    {
+        Verb.WRITE_FILE,
+        Verb.NEW,
+        Verb.END,
+        Verb.MEMCG,
+        Verb.KSM,
+        Verb.TAKE_BLOCKS,
+        Verb.LEAVE_BLOCKS,
+    }
+)
 """The verbs that name no process."""
 _OF_PROCESS = frozenset(Verb) - _OF_HOST
 

@@ -338,6 +338,7 @@ _ACTS: dict[Verb, Callable[[Subjects, Operation], None]] = {
     Verb.MEMCG: _memcg,
     Verb.KSM: _nothing,
     Verb.TAKE_BLOCKS: _nothing,
+    Verb.LEAVE_BLOCKS: _nothing,
     Verb.BASE: _base,
     Verb.MMAP: _mmap,
     Verb.MMAP_DROPPABLE: _mmap,

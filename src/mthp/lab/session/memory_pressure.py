@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from errno import EBUSY
+from typing import Any
 
+from mthp.image.capture.host import zones
 from mthp.image.page_types import TAKEN, page_types
 from mthp.lab.geometry import PMD_ORDER, PMD_PAGES
 from mthp.lab.program.program import BASE, Madv, size_folder
@@ -26,7 +29,9 @@ PATIENCE_MS = 30000
 """How long the agent waits for a thread of the kernel to sleep, in milliseconds."""
 BALLAST = "/proc/sys/vm/nr_hugepages"
 """hugetlb pages hold what is too much, and are not cleared."""
-POOL = 12288
+REGIONS, REGION_PAGES = 6, 1024
+"""How many regions of so many pages stay whole, for leave()."""
+POOL = 12288 + REGIONS * REGION_PAGES
 """Free pages that are fragmented: far more than the high watermark and a program need."""
 LEFT_FREE = 2048
 """Pages left free while the pool is taken page by page."""
@@ -36,6 +41,8 @@ Kernel: mm/khugepaged.c, set_recommended_min_free_kbytes()."""
 FOLIOS_AT, TABLES, ROUNDS = 1 << 20, 256, 4
 """Where the process's large folios lie, in pages from BASE, how many tables it fills in one round at
 most, and how many rounds it tries."""
+SCRATCH_AT, SCRATCH = FOLIOS_AT - 1024, 512
+"""Where it maps pages for a moment, and how many: far more than stay on a CPU's list."""
 SWAPPINESS = "/proc/sys/vm/swappiness"
 
 
@@ -44,15 +51,16 @@ def switch_file(order: int) -> str:
     return f"{size_folder(order)}/enabled"
 
 
-def free_blocks_of(pagetypeinfo: str) -> dict[int, int]:
-    """Free blocks by order, for a movable allocation, from the text of /proc/pagetypeinfo.
+def free_blocks_of(pagetypeinfo: str, kinds: Collection[str] = TAKEN) -> dict[int, int]:
+    """Free blocks by order, for a movable allocation, from the text of /proc/pagetypeinfo. kinds: of these
+    migratetypes alone.
 
     Zone DMA is kept for others by lowmem_reserve_ratio, and reserves have types of their own.
     """
     totals = Counter[int]()
     types = page_types(pagetypeinfo)
     for (_, kind), blocks in types.free.items() if types else ():
-        if kind in TAKEN:
+        if kind in kinds:
             totals += blocks
     return dict(totals)
 
@@ -65,6 +73,8 @@ class MemoryPressure:
         self._orders = orders
         self._rounds = 0
         self._active = False
+        self._thinned = 0, 0
+        self._left = False
 
     def end(self) -> None:
         """Give everything back."""
@@ -92,11 +102,44 @@ class MemoryPressure:
                 f"pressure mmap 0 {taken}",
                 f"pressure adv 0 {taken} {int(Madv.NOHUGEPAGE)}",
                 f"pressure mlock 0 {taken}",
-                f"pressure thin 0 {taken} {order}",
+                f"pressure thin 0 {taken} {order} {REGIONS}",
             ]
         )
         self._rounds = 0
+        self._thinned = taken, order
+        self._left = False
         self.renew(order)
+
+    def leave(self, order: int, count: int) -> None:
+        """Free so many blocks of an order, at most as many as begin() kept. What has become free since then
+        is taken before the first."""
+        taken, thinned = self._thinned
+        if not self._left:
+            self.renew(thinned)
+            self._left = True
+        before = self._pages_from(thinned)
+        found = int(self._channel.ask(f"pressure leave 0 {taken} {order} {count}"))
+        # What was freed waits in batches, and then on the CPU's list until so many others have been.
+        through = f"{SCRATCH_AT} {SCRATCH}"
+        self._channel.ask_all(
+            [
+                DRAIN,
+                f"pressure mmap {through}",
+                f"pressure adv {through} {int(Madv.NOHUGEPAGE)}",
+                f"pressure wr {through}",
+                f"pressure munmap {through}",
+                DRAIN,
+            ]
+        )
+        freed = self._pages_from(thinned) - before
+        if freed < found << order:
+            raise CommandFailed(
+                "leave", EBUSY, f"{freed} pages came free in blocks, not {found << order}"
+            )
+
+    def _pages_from(self, order: int) -> int:
+        """How many pages are free in blocks of the order or above."""
+        return sum(n << each for each, n in self.free_blocks().items() if each >= order)
 
     def renew(self, order: int) -> None:
         """Take the blocks of the order and above that have become free since begin()."""
@@ -129,9 +172,14 @@ class MemoryPressure:
     def _free_pages(self) -> int:
         return sum(count << order for order, count in self.free_blocks().items())
 
-    def free_blocks(self) -> dict[int, int]:
-        """Free blocks by order that a movable allocation can get."""
-        return free_blocks_of(self._channel.ask("r /proc/pagetypeinfo").decode())
+    def free_blocks(self, kinds: Collection[str] = TAKEN) -> dict[int, int]:
+        """Free blocks by order that a movable allocation can get; of some migratetypes alone."""
+        return free_blocks_of(self._channel.ask("r /proc/pagetypeinfo").decode(), kinds)
+
+    def zones(self) -> list[dict[str, Any]]:
+        """What /proc/zoneinfo says of the zones but the lowest."""
+        found = zones(self._channel.ask("r /proc/zoneinfo").decode())
+        return [zone for zone in found if zone["zone"] != "DMA"]
 
     def _modes(self) -> dict[int, Enabled]:
         """The position of each size's switch."""

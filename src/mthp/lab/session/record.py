@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
+from mthp.image.page_types import MOVABLE
 from mthp.image.runs import PagesState
 from mthp.image.scenario import SCHEMA
 from mthp.image.scenario_values import Action
@@ -62,7 +63,7 @@ def record(
     if group:
         document["memcg"] = session.memcg_pages(group)
     lacking = _order_without_blocks(draft)
-    if lacking is not None:
+    if lacking is not None and not _leaves_blocks(draft):
         _take_blocks(session, lacking)
         document["free_blocks"] = {str(lacking - 1): ENOUGH_PAGES >> (lacking - 1)}
         document["largest_block"] = lacking - 1
@@ -70,6 +71,8 @@ def record(
     if before_passes is not None:
         before_passes(declared.processes)
         session.drain()
+    if lacking is not None and _leaves_blocks(draft):
+        document |= _counted_blocks(session, lacking)
     try:
         passes: list[dict[str, Any]] = []
         document["passes"] = passes
@@ -89,6 +92,45 @@ def _order_without_blocks(draft: Draft) -> int | None:
     """The lowest order of which the program leaves no free block; None if it takes none."""
     orders = [op.numbers[0] for op in draft.program() if op.verb is Verb.TAKE_BLOCKS]
     return min(orders, default=None)
+
+
+def _leaves_blocks(draft: Draft) -> bool:
+    """Whether the program leaves some blocks of those orders again."""
+    return any(op.verb is Verb.LEAVE_BLOCKS for op in draft.program())
+
+
+def _counted_blocks(session: GuestSession, lacking: int) -> dict[str, Any]:
+    """What is said of free memory: the blocks of order `lacking` and above, one by one, and all else in
+    blocks of the largest order that can arise. NotBuilt where a part of it is where it cannot be counted."""
+    pressure = session.memory_pressure
+    blocks, movable = pressure.free_blocks(), pressure.free_blocks(MOVABLE)
+    large = {order: count for order, count in blocks.items() if count and order >= lacking}
+    if any(movable.get(order) != count for order, count in large.items()):
+        raise NotBuilt(f"of the free blocks {large} some are not movable")
+    for kinds in (MOVABLE, UNMOVABLE):
+        free = pressure.free_blocks(kinds)
+        if sum(n << order for order, n in free.items() if order < lacking) < LEAST_OF_A_KIND:
+            raise NotBuilt(f"too few small blocks are free of the kind {kinds[0]}")
+    small = sum(count << order for order, count in blocks.items() if order < lacking)
+    if not blocks.get(lacking - 1) or small < ENOUGH_PAGES:
+        raise NotBuilt(f"too little memory is free: {blocks}")
+    zones = pressure.zones()
+    if len(zones) > 1:
+        raise NotBuilt("free memory lies in several zones")
+    return {
+        "free_blocks": {
+            str(lacking - 1): small >> (lacking - 1),
+            **{str(k): n for k, n in large.items()},
+        },
+        "largest_block": lacking - 1,
+        "reserve": zones[0]["min"] + zones[0]["kept"],
+        "pcp_high": zones[0]["pcp_high"],
+    }
+
+
+UNMOVABLE = ("Unmovable",)
+LEAST_OF_A_KIND = 32
+"""Free pages of a migratetype with which the kernel does not take blocks of another in a pass."""
 
 
 def _take_blocks(session: GuestSession, lacking: int) -> None:
@@ -208,7 +250,8 @@ def _pass(
     session: GuestSession, draft: Draft, declared: Declared, observed: Observed
 ) -> dict[str, Any]:
     lacking = _order_without_blocks(draft)
-    if lacking is not None:
+    leaves = _leaves_blocks(draft)
+    if lacking is not None and not leaves:
         _take_blocks(session, lacking)
     before = session.counters()
     document: dict[str, Any] = {}
@@ -216,7 +259,7 @@ def _pass(
         events, document["errno"] = session.collapse(_collapse_op(draft, declared))
     else:
         events = session.full_scan()
-    if lacking is not None:
+    if lacking is not None and not leaves:
         _check_blocks(session, lacking, "after")
     session.drain()
     document["events"] = events

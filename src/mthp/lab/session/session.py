@@ -90,7 +90,14 @@ _QUIET = {
 
 REFRESH = "w /proc/sys/vm/stat_refresh 1"
 """Adds up what /proc/vmstat shows. Kernel: mm/vmstat.c, vmstat_refresh()."""
-_NEED_ANSWERS = (Verb.MEMCG, Verb.KSM, Verb.TAKE_BLOCKS, Verb.CLEAR_REFS, Verb.ADVISE_OTHER)
+_NEED_ANSWERS = (
+    Verb.MEMCG,
+    Verb.KSM,
+    Verb.TAKE_BLOCKS,
+    Verb.LEAVE_BLOCKS,
+    Verb.CLEAR_REFS,
+    Verb.ADVISE_OTHER,
+)
 """Operations that read something from the guest first: those before them must have been done."""
 
 
@@ -382,6 +389,8 @@ class GuestSession:
             self._channel.ask_all(self._commands(op))
         elif op.verb is Verb.MEMCG:
             self._limit_memcg(str(op.args[0]), int(op.args[1]))
+        elif op.verb is Verb.LEAVE_BLOCKS:
+            self.memory_pressure.leave(*op.numbers)
         else:
             self.memory_pressure.begin(int(op.args[0]))
 
