@@ -102,18 +102,30 @@ def serve(folder: Path, recorded: Path | None) -> Run:
 WORST = {
     "nothing but first touches, of 1 GiB": (
         "char *p = mmap(0, 1ul << 30, 3, 0x22, -1, 0); madvise(p, 1ul << 30, 15);"
-        "for (long i = 0; i < 1l << 30; i += 4096) p[i] = 1;"
+        "for (long i = 0; i < 1l << 30; i += 4096) p[i] = 1;",
+        (),
     ),
-    "nothing but system calls, 3 million": "for (int i = 0; i < 3000000; i++) getppid();",
+    "nothing but system calls, 3 million": ("for (int i = 0; i < 3000000; i++) getppid();", ()),
+    "stores all over 256 MiB, with --zero 0.5": (
+        "char *p = mmap(0, 1ul << 28, 3, 0x22, -1, 0); madvise(p, 1ul << 28, 15);"
+        "for (int k = 0; k < 200; k++) for (long i = 0; i < 1l << 28; i += 4096) p[i + k] = 1;",
+        ("--zero", "0.5"),
+    ),
+    "maps and unmaps 2 MiB beside 256 MiB, with --zero 0.5": (
+        "char *p = mmap(0, 1ul << 28, 3, 0x22, -1, 0); madvise(p, 1ul << 28, 15);"
+        "for (long i = 0; i < 1l << 28; i += 4096) p[i] = 1;"
+        "for (int k = 0; k < 100000; k++) munmap(mmap(0, 2 << 20, 3, 0x22, -1, 0), 2 << 20);",
+        ("--zero", "0.5"),
+    ),
 }
-"""Programs of which nothing is done but what is slower while it is recorded."""
+"""Programs of which nothing is done but what is slower while it is recorded, and how they are recorded."""
 
 
 def worst(folder: Path) -> None:
     """Print what recording costs programs that do nothing else."""
     print("\n| CPU time of a program that does | alone | recorded | ratio, median | of each pair |")
     print("|---|--:|--:|--:|---|")
-    for title, body in WORST.items():
+    for title, (body, options) in WORST.items():
         source, program, said = folder / "worst.c", folder / "worst", folder / "said"
         source.write_text(
             "#include <stdio.h>\n#include <sys/mman.h>\n#include <sys/resource.h>\n#include <unistd.h>\n"
@@ -125,7 +137,7 @@ def worst(folder: Path) -> None:
         pairs = []
         for _ in range(ROUNDS):
             times = []
-            for words in ([], [*RECORD, str(folder / "worst.npz"), "--"]):
+            for words in ([], [*RECORD, str(folder / "worst.npz"), *options, "--"]):
                 subprocess.run([*words, str(program), str(said)], check=True)
                 times.append(float(said.read_text()))
             pairs.append((times[0], times[1]))

@@ -32,11 +32,11 @@ PAUSE, PHASES = 4, 4
 LOOKS = 0.5
 MEMORY = 1024
 SETTINGS: dict[str, tuple[str, int]] = {
-    "2MB, 511": ("2MB=always", 511),
     "2MB, 409": ("2MB=always", 409),
     "2MB, 128": ("2MB=always", 128),
     "2MB, 0": ("2MB=always", 0),
     "every size, 409": ("all=always", 409),
+    "2MB, 511": ("2MB=always", 511),
     "64kB, 0": ("64kB=always", 0),
 }
 PACE = {"pages_to_scan": 1, "scan_sleep_millisecs": 600_000}
@@ -121,11 +121,13 @@ int main(int count, char **words)
 
 
 class Answer(NamedTuple):
-    """RssAnon before and after pressure, in KiB, and how many huge pages were found underused."""
+    """RssAnon before and after pressure, in KiB, and how many huge pages were found underused. age: of the
+    oldest look that it rests on, in seconds."""
 
     before: int
     after: int
     split: int
+    age: float = 0.0
 
 
 def main() -> None:
@@ -153,9 +155,9 @@ def main() -> None:
         recording = load_recording(file)
         print(
             "| sizes, max_ptes_none | when | RssAnon before: predicted | kernel | after: nobody looked "
-            "| predicted | kernel | split: predicted | kernel |"
+            "| predicted | kernel | split: predicted | kernel | looks up to |"
         )
-        print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+        print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
         for title, (enabled, limit) in SETTINGS.items():
             settings = without_huge_pages(Settings()).with_enabled(parse_enabled_flag(enabled))
             settings = settings.replace(max_ptes_none=limit, **PACE)
@@ -166,7 +168,8 @@ def main() -> None:
             for phase, mine, old, theirs in zip(host, known, blind, real, strict=True):
                 print(
                     f"| {title} | {phase['phase']} | {mine.before:,} | {theirs.before:,} "
-                    f"| {old.after:,} | {mine.after:,} | {theirs.after:,} | {mine.split} | {theirs.split} |",
+                    f"| {old.after:,} | {mine.after:,} | {theirs.after:,} | {mine.split} | {theirs.split} "
+                    f"| {mine.age:.1f} s |",
                     flush=True,
                 )
 
@@ -217,7 +220,8 @@ def predicted(
         (shrunk,) = replay.shrunk
         after = replay.spaces[0].anon
         before = after + shrunk.given.unmapped
-        answers.append(Answer(before << 2, after << 2, shrunk.given.underused))
+        age = shrunk.seen.oldest / 1e9 if shrunk.seen is not None else 0.0
+        answers.append(Answer(before << 2, after << 2, shrunk.given.underused, age))
     return answers
 
 

@@ -70,11 +70,11 @@ class RecordedProgram:
         for each in range(page, page + count):
             self._ring.record(KERNEL_FAULT, PID + task, BASE + each * PAGE, 0x50, 0)
 
-    def look(self, page: int, count: int, *, zero: bool, task: int = 0) -> None:
-        """Somebody looks at pages, and sees that they are zero, or are not."""
+    def look(self, page: int, count: int, *, zero: bool, task: int = 0, takes: int = 0) -> None:
+        """Somebody looks at pages for so many nanoseconds, and sees that they are zero, or are not."""
         seen = self.looks = self.looks or Looks(1.0, Geometry())
         seen.time.append(self._ring.now)
-        seen.until.append(self._ring.now)
+        seen.until.append(self._ring.now + takes)
         seen.pid.append(PID + task)
         seen.runs.append(1)
         seen.page.append((BASE >> 12) + page)

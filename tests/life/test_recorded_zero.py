@@ -73,6 +73,17 @@ def test_what_is_seen_later_says_nothing_yet() -> None:
     assert given(cleared(), 1.1) == ALL
 
 
+def test_a_look_that_is_not_over_when_memory_is_asked_for_says_nothing() -> None:
+    """It may have seen what the program did after that moment."""
+    for takes, answer in ((SECOND // 2, ALL), (3 * SECOND, NOTHING)):
+        program = RecordedProgram()
+        program.mmap(0, TABLE)
+        program.write(0, TABLE)
+        program.wait(SECOND)
+        program.look(0, CLEARED, zero=True, takes=takes)
+        assert given(program, 2) == answer
+
+
 def _stored(program: RecordedProgram) -> None:
     program.write(0, CLEARED)
 

@@ -218,11 +218,13 @@ class RecordedReplay:
         return len(times) + 1
 
     def _look(self) -> None:
-        """Note the next look at which pages are zero."""
+        """Note the next look at which pages are zero, unless memory is asked for before it is over: it may
+        have seen what was only done after that."""
         recording, look = self._recording, self._looks
         self._looks += 1
         space = self.spaces.get(int(recording.look_process[look]))
-        if space is not None:
+        over = not self._pressure or self._pressure[0] >= int(recording.look_until[look])
+        if space is not None and over:
             runs = slice(self._runs[look], self._runs[look + 1])
             first = recording.run_page[runs].astype(np.int64)
             end = first + recording.run_pages[runs].astype(np.int64)
