@@ -157,7 +157,23 @@ def test_a_sweep_has_a_row_for_each_size(file: Path, capsys: pytest.CaptureFixtu
     assert len(names) == 12 and rows[0]["peak"]["folios"] == {}
     assert rows[names.index("64kB")]["peak"] == rows[-1]["peak"]
     assert main(["life", str(file), "--sweep"]) == 0
-    assert "Predicted, by the sizes that are always" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Predicted, by the sizes that are always" in said and "fault time" not in said
+
+
+def test_there_is_a_column_of_fault_times_where_their_costs_are_known(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, costs = tmp_path / "a.html", tmp_path / "costs.json"
+    known = {
+        name: {"ns": 100.0, "source": ""} for name in ("fault_page", "fault_pmd", "clear_page")
+    }
+    costs.write_text(json.dumps({"schema_version": 1, "costs": known}))
+    for words in ([], ["--costs", str(costs)]):
+        assert main(["life", str(file), "--sweep", "--html", str(page), *words]) == 0
+        assert ("fault time" in capsys.readouterr().out) is bool(words)
+        assert (">fault time</th>" in page.read_text()) is bool(words)
+        assert "–</td>" not in page.read_text()
 
 
 def test_the_time_of_faults_is_by_the_table_of_costs() -> None:

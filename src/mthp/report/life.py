@@ -260,6 +260,12 @@ def fault_time(outcome: LifeOutcome, pmd_order: int, costs: CostTable) -> float 
         return None
 
 
+def fault_times(sweep: LifeSweep, costs: CostTable) -> list[float]:
+    """That of each row; none where the table does not have what it takes."""
+    times = [fault_time(each, sweep.geometry.pmd_order, costs) for _, each in sweep.rows]
+    return [each for each in times if each is not None] if None not in times else []
+
+
 def render_life_sweep(sweep: LifeSweep, costs: CostTable, console: Console) -> None:
     """Print a row for each setting."""
     page = SafeConsole(console)
@@ -267,9 +273,9 @@ def render_life_sweep(sweep: LifeSweep, costs: CostTable, console: Console) -> N
     page.line(f"Recorded on {sweep.kernel} without huge pages: {sweep.seconds:.1f} s.")
     shift, base = sweep.geometry.page_shift, sweep.rows[0][1]
     rows = []
-    for title, each in sweep.rows:
+    times = fault_times(sweep, costs)
+    for k, (title, each) in enumerate(sweep.rows):
         more = 100 * (each.peak.frames / max(base.peak.frames, 1) - 1)
-        spent = fault_time(each, sweep.geometry.pmd_order, costs)
         rows.append(
             (
                 title,
@@ -280,7 +286,7 @@ def render_life_sweep(sweep: LifeSweep, costs: CostTable, console: Console) -> N
                 f"{each.faults:,}",
                 human_bytes(each.cleared << shift),
                 human_bytes(each.copied << shift),
-                "–" if spent is None else short_time(spent),
+                *([short_time(times[k])] if times else []),
             )
         )
     page.heading("Predicted, by the sizes that are always")
@@ -288,7 +294,8 @@ def render_life_sweep(sweep: LifeSweep, costs: CostTable, console: Console) -> N
         [
             *(("sizes", "left"), ("peak", "right"), ("", "right"), ("large", "right")),
             *(("at the end", "right"), ("faults", "right"), ("cleared", "right")),
-            *(("copied", "right"), ("fault time", "right")),
+            ("copied", "right"),
+            *([("fault time", "right")] if times else []),
         ],
         rows,
         indent=0,

@@ -9,7 +9,7 @@ from html import escape
 from mthp import __version__
 from mthp.life.recorded_records import LifeOutcome, LifeSweep, Lived
 from mthp.report.life import (
-    fault_time,
+    fault_times,
     held_text,
     khugepaged_texts,
     khugepaged_title,
@@ -153,23 +153,15 @@ def _peak(lived: Lived) -> Iterator[str]:
 def _sweep_table(sweep: LifeSweep, costs: CostTable) -> Iterator[str]:
     """Every setting."""
     geometry, base = sweep.geometry, sweep.rows[0][1]
-    heads = (
-        "sizes always",
-        "peak",
-        "more",
-        "large",
-        "at the end",
-        "faults",
-        "fault time",
-        "by khugepaged",
-    )
+    times = fault_times(sweep, costs)
+    heads = ["sizes always", "peak", "more", "large", "at the end", "faults"]
+    heads += [*(["fault time"] if times else []), "by khugepaged"]
     yield "<h2>All settings</h2>"
     table = ['<table class="sorts"><thead><tr>']
     for k, head in enumerate(heads):
         table.append(f'<th scope="col" aria-sort="{"none" if k else "ascending"}">{head}</th>')
     table.append("</tr></thead><tbody>")
     for k, (title, each) in enumerate(sweep.rows):
-        spent = fault_time(each, geometry.pmd_order, costs)
         more = 100 * (each.peak.frames / max(base.peak.frames, 1) - 1)
         cells = (
             (k, escape(title)),
@@ -178,7 +170,7 @@ def _sweep_table(sweep: LifeSweep, costs: CostTable) -> Iterator[str]:
             (each.peak.huge / max(each.peak.frames, 1), percent(each.peak.huge, each.peak.frames)),
             (each.end.frames, _size(each.end.frames, geometry)),
             (each.faults, f"{each.faults:,}"),
-            (spent or 0, "–" if spent is None else short_time(spent)),
+            *([(times[k], short_time(times[k]))] if times else []),
             (_added(each), _size(_added(each), geometry)),
         )
         row = "".join(f'<td data-v="{value}">{text}</td>' for value, text in cells)
