@@ -53,10 +53,12 @@ check: lint types test
 docs: venv
 	$(BIN)/python docs/generate.py
 
-# The picture in README.md; the tests hold the file against what this writes.
+# The pictures in README.md and docs/life.md; the tests hold the files against what this writes.
 picture: venv
 	$(BIN)/python -m mthp plan src/mthp/data/redis.npz --profile 7.3 --enabled all=always,always \
 	  --max-ptes-none 0 --quiet --svg docs/drawings/redis.svg
+	$(BIN)/python -m mthp life docs/examples/life/tree.npz --enabled 64kB=always --profile 7.3 \
+	  --scan-sleep-millisecs 100 --svg docs/drawings/life-tree.svg >/dev/null
 
 bench: venv
 	$(BIN)/python benchmarks/run.py

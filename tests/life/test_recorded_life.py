@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -159,6 +160,35 @@ def test_a_sweep_has_a_row_for_each_size(file: Path, capsys: pytest.CaptureFixtu
     assert main(["life", str(file), "--sweep"]) == 0
     said = capsys.readouterr().out
     assert "Predicted, by the sizes that are always" in said and "fault time" not in said
+
+
+def test_a_picture_has_both_curves_and_what_khugepaged_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = touched(100)
+    path, svg = tmp_path / "a.npz", tmp_path / "a.svg"
+    path.write_bytes(program.packed())
+    words = ["life", str(path), "--svg", str(svg), "--enabled"]
+    assert main([*words, "64kB=madvise", "--profile", "7.3"]) == 0
+    root = ElementTree.fromstring(svg.read_text())
+    said = " ".join("".join(each.itertext()) for each in root.iter() if each.tag.endswith("text"))
+    assert "448 KiB at the peak" in said and "without huge pages 400 KiB" in said
+    kinds = [each.get("class") for each in root.iter() if each.tag.endswith("path")]
+    for kind in ("given", "without", "added"):
+        assert kinds.count(f"curve {kind}") == 2  # the curve, and its key
+    assert main([*words, "64kB=never"]) == 0
+    assert "curve added" not in svg.read_text()
+    assert main([*words, "64kB=never", "--sweep"]) == 2
+    assert main(["life", str(path), "--svg", str(tmp_path / "no" / "a.svg")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_the_picture_of_the_documents_is_what_is_drawn(tmp_path: Path) -> None:
+    docs, svg = Path(__file__).parents[2] / "docs", tmp_path / "a.svg"
+    words = ["life", str(docs / "examples/life/tree.npz"), "--enabled", "64kB=always"]
+    words += ["--profile", "7.3", "--scan-sleep-millisecs", "100", "--svg", str(svg)]
+    assert main(words) == 0
+    assert svg.read_text() == (docs / "drawings/life-tree.svg").read_text()  # make picture
 
 
 def test_there_is_a_column_of_fault_times_where_their_costs_are_known(

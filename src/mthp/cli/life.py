@@ -18,8 +18,11 @@ from mthp.words.settings import Settings, SettingsError
 
 def run_life(args: argparse.Namespace) -> int:
     """Run `mthp life` and return its exit code."""
-    if args.html is not None:
-        check_target(args.html)
+    for target in (args.html, args.svg):
+        if target is not None:
+            check_target(target)
+    if args.svg is not None and args.sweep:
+        raise UsageError("--svg is a picture of one setting: it does not go with --sweep")
     recording = load_recording(args.file)
     try:
         recorded = Settings.from_sysfs(recording.meta["sysfs"], recording.geometry)
@@ -39,6 +42,10 @@ def run_life(args: argparse.Namespace) -> int:
         from mthp.report.life_html import life_html_text
 
         replace_text(args.html, life_html_text(answer, recorded))
+    if args.svg is not None:
+        from mthp.report.web.life_svg import life_svg_text
+
+        replace_text(args.svg, life_svg_text(answer))
     if args.json:
         from mthp.report.life import life_document
 

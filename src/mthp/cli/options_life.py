@@ -72,4 +72,5 @@ def add_life(verbs: Verbs) -> None:
     group.add_argument(
         "--html", metavar="FILE", help="write a page there that shows it to others, with the curves"
     )
+    group.add_argument("--svg", metavar="FILE", help="write memory against time there as a picture")
     group.add_argument("--verbose", action="store_true", help="every mapping and call site")
