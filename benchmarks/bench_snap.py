@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fast `mthp snap` reads page tables, beside a plain read() of pagemap and tools/mm/thpmaps.
 
-Run as: PYTHONPATH=src python -m benchmarks.bench_snap [--thpmaps PATH] [--gib 8] [--as-root].
+Run as: PYTHONPATH=src python -m benchmarks.bench_snap [--thpmaps PATH] [--gib 8] [--as-root]; or, with
+bench_deep: THPMAPS=PATH python -m benchmarks.run snap deep.
 As root the measured part runs as nobody (a process without root sees and pays less), once more as
 root with --as-root. All rates of a row come from one run, readers taking turns; the best counts.
 """
@@ -252,7 +253,12 @@ def report(arguments: argparse.Namespace, as_nobody: bool) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--gib", type=int, default=8, help="size of the VMA (default 8)")
-    parser.add_argument("--thpmaps", metavar="PATH", help="tools/mm/thpmaps of a kernel tree; root")
+    parser.add_argument(
+        "--thpmaps",
+        metavar="PATH",
+        default=os.environ.get("THPMAPS"),
+        help="tools/mm/thpmaps of a kernel tree; root (default: the environment's THPMAPS)",
+    )
     parser.add_argument("--as-root", action="store_true", help="measure as root too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

@@ -30,8 +30,8 @@ class FramesAsNeeded(Frames):
     def ahead(self, words: list[bytearray]) -> Any:
         """As Frames.ahead()."""
         if self._twin is None:
-            frames, rows = _rows_among(words[0])
-            if rows * sum(map(len, words)) // 8 < MANY_ROWS * frames:
+            rows = sum(_rows_among(each)[1] * max(len(each) // _SAMPLE, 1) for each in words)
+            if rows < MANY_ROWS:
                 return None
             from mthp.image.frames_at_once import FramesAtOnce
 
