@@ -37,6 +37,7 @@ from mthp.image.snapshot_checks import (
     folios_of,
     take_ranges,
 )
+from mthp.image.sparse import Packing, SparseColumn, is_worth_it, kept
 from mthp.words.files import FileError
 from mthp.words.reading import check_memory, open_regular, parse_object
 from mthp.words.resident import MappingKind, Resident
@@ -181,7 +182,7 @@ class SnapshotVma(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ProcessTables:
+class ProcessTables(Packing):
     """A process and its populated tables, ascending. Arrays but table_address are (n, PTRS).
 
     resident: what the kernel counted of it. pins: (start, end) in bytes of memory that it pinned, as
@@ -241,9 +242,13 @@ class ProcessTables:
 
     def page_flag(self, flag: Kpf) -> npt.NDArray[np.bool_] | None:
         """Whether each page has the flag, as an (n, PTRS) array; None without root."""
-        if self.kpageflags is None:
+        flags = kept(self, "kpageflags")
+        if flags is None:
             return None
-        return cast(npt.NDArray[np.bool_], self.kpageflags & np.uint64(1 << flag) != 0)
+        bit = np.uint64(1 << flag)
+        if isinstance(flags, SparseColumn):
+            return flags.marks(flags.values & bit != 0)
+        return cast(npt.NDArray[np.bool_], flags & bit != 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -460,6 +465,14 @@ def _check_lengths(members: Members, snapshot: Snapshot) -> None:
     check_memory(2 * sum(member.size for member in members.found.values()))
 
 
+def _column(members: Members, name: str, pte: npt.NDArray[np.uint16]) -> Any:
+    """A member of the tables, kept as it is best kept."""
+    dtype = members.found[name].dtype.newbyteorder("=")
+    if len(members.found[name].shape) == 2 and is_worth_it(pte, dtype):
+        return SparseColumn.of(members.rows(name), pte.shape[1], dtype)
+    return members.array(name)
+
+
 def _with_tables(snapshot: Snapshot, members: Members) -> Snapshot:
     """The snapshot with its tables, each looked at."""
     geometry = snapshot.geometry
@@ -475,18 +488,24 @@ def _with_tables(snapshot: Snapshot, members: Members) -> Snapshot:
     if not all(rows.any(axis=1).all() for rows in members.rows("pte")):
         raise FileError("member pte: a table with nothing in it")
     others = members.found.keys() - {"meta", "table_address", "table_process"}
-    columns = {"table_address": address, **{name: members.array(name) for name in others}}
+    columns: dict[str, Any] = {"table_address": address, "pte": members.array("pte")}
+    for name in others - {"pte"}:
+        columns[name] = _column(members, name, columns["pte"])
     parts: list[dict[str, Any]] = []
     folios = []
     for process, rows in zip(snapshot.processes, rows_of, strict=True):
-        own = {name: column[rows] for name, column in columns.items()}
+        own = {
+            name: column.part(rows) if isinstance(column, SparseColumn) else column[rows]
+            for name, column in columns.items()
+        }
         spans = [(vma.start, vma.end) for vma in process.vmas if vma.captured]
         starts, ends = np.array(spans, np.uint64).reshape(-1, 2).T
         where = f"process {process.pid}"
-        Entries(where, own, geometry, redacted=snapshot.redacted).check(starts, ends)
+        some = cast(Mapping[str, npt.NDArray[Any]], own)  # of which they ask rows alone
+        Entries(where, some, geometry, redacted=snapshot.redacted).check(starts, ends)
         parts.append(own)
         if "folio_order" in own:
-            folios.append(folios_of(where, own, process.meta["tearing"]))
+            folios.append(folios_of(where, some, process.meta["tearing"]))
     total = (snapshot.meta.get("meminfo") or {}).get("MemTotal", 0)
     pages = check_memory_held(folios, total, geometry.page_shift)
     check_memory(pages * WORLD_BYTES_OF_A_PAGE)

@@ -137,7 +137,7 @@ def examined_image(
     def emptied(processes: Iterable[ImageProcess]) -> Iterator[ImageProcess]:
         """The processes without their pages: mappings are all that is asked for."""
         for process in processes:
-            small = ((process.tables.pte & Pte.HUGE) == 0).any(axis=1)
+            small = ((process.tables.pte & np.uint16(Pte.HUGE)) == 0).any(axis=1)
             empty = np.array(process.empty_tables, np.uint64)
             tables.append(np.sort(np.concatenate([process.tables.table_address[small], empty])))
             none = process.tables.rows(slice(0, 0))

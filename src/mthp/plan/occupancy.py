@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mthp.image.runs import SPECIAL_SWAP_TYPE
 from mthp.image.snapshot import Kpf, Pte
+from mthp.image.sparse import picked
 from mthp.mm.pgtable_types import DIRTY, YOUNG
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.plan.bulk import PackedPages
@@ -134,10 +135,10 @@ def occupancy_of(
         is_plain &= ~(special | tied[rows])[some]
         if process.lost or tables.mm_ids is not None:
             is_plain &= (found & _FOLIO <= 1).all(axis=1)
-        swapped: Bools = np.not_equal(tables.pte & Pte.SWAPPED, 0)
+        swapped: Bools = np.not_equal(tables.pte & np.uint16(Pte.SWAPPED), 0)
         kinds[some] = _kinds(found, is_plain, swapped, tables, again, geometry)
         kinds[some][_refused(tables, found, profile) & ~special[some]] = TableKind.REFUSED
-        kinds[some][(tables.pte & Pte.HUGE != 0).all(axis=1)] = TableKind.HUGE
+        kinds[some][(tables.pte & np.uint16(Pte.HUGE) != 0).all(axis=1)] = TableKind.HUGE
         counts[:, some] = _counts(tables, found)
         of_kind = [np.flatnonzero(kinds[some] == kind) for kind in _COUNTED]
         alone = _is_simple(_packed(found[of_kind[0]]), geometry)
@@ -262,7 +263,9 @@ def _plain(tables: TableArrays, geometry: Geometry) -> tuple[_Entries, Bools]:
     if shared.any():
         alone &= ~shared | (tables.folio_order == 0)
     plain: Bools = np.all(~mapped | alone, axis=1)
-    plain &= np.all((tables.pte & _ODD_ENTRY == 0) | (tables.pte & Pte.SWAPPED != 0), axis=1)
+    plain &= np.all(
+        (tables.pte & _ODD_ENTRY == 0) | (tables.pte & np.uint16(Pte.SWAPPED) != 0), axis=1
+    )
     in_use = tables.bits & YOUNG != 0
     in_use |= tables.kpageflags & np.uint64(1 << Kpf.REFERENCED) != 0
     if tables.young is not None:
@@ -278,7 +281,7 @@ def _plain(tables: TableArrays, geometry: Geometry) -> tuple[_Entries, Bools]:
 
 def _mapped(tables: TableArrays) -> Bools:
     """Whether each entry maps memory."""
-    here: Bools = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+    here: Bools = (tables.pte & np.uint16(Pte.PRESENT | Pte.ZERO)) == np.uint16(Pte.PRESENT)
     return here
 
 
@@ -288,13 +291,13 @@ def _refused(tables: TableArrays, pages: _Entries, profile: Profile) -> Bools:
     Kernel: mm/khugepaged.c, collapse_scan_pmd().
     """
     flags = tables.kpageflags
-    bad: Bools = (flags & _OF_A_SCAN != _WANTED) | (tables.pte & Pte.UFFD_WP != 0)
+    bad: Bools = (flags & _OF_A_SCAN != _WANTED) | (tables.pte & np.uint16(Pte.UFFD_WP) != 0)
     if profile.lazyfree is Lazyfree.REFUSE:
         bad |= (flags & np.uint64(1 << Kpf.SWAPBACKED) == 0) & (tables.bits & DIRTY == 0)
     if tables.references is not None:
         bad |= tables.references > 0
     bad &= _mapped(tables)
-    bad |= tables.pte & (Pte.SWAPPED | Pte.UFFD_WP) == Pte.SWAPPED | Pte.UFFD_WP
+    bad |= tables.pte & np.uint16(Pte.SWAPPED | Pte.UFFD_WP) == Pte.SWAPPED | Pte.UFFD_WP
     found: Bools = np.any(bad, axis=1) | ~np.any(pages & _IN_USE, axis=1)
     return found
 
@@ -302,7 +305,7 @@ def _refused(tables: TableArrays, pages: _Entries, profile: Profile) -> Bools:
 def _counts(tables: TableArrays, pages: _Entries) -> NDArray[np.int64]:
     """shared, swapped, in_use and holes of each table."""
     shared = (pages & _FOLIO == 1) & (tables.kpagecount > 1)
-    swapped = tables.pte & Pte.SWAPPED != 0
+    swapped = tables.pte & np.uint16(Pte.SWAPPED) != 0
     holes = ~swapped & ~_mapped(tables)
     return np.stack([each.sum(axis=1) for each in (shared, swapped, pages & _IN_USE > 0, holes)])
 
@@ -339,8 +342,9 @@ def entangled(
     heads, places = [np.zeros(0, np.uint64)], [np.zeros((3, 0), np.int64)]
     for number, process in enumerate(processes):
         tables = process.tables
-        large = (tables.kpagecount > 1) & (tables.folio_order > 0)
-        swapped = tables.pte & Pte.SWAPPED != 0
+        large = tables.folio_order > 0
+        large[large] = picked(tables, "kpagecount", large) > 1
+        swapped = tables.pte & np.uint16(Pte.SWAPPED) != 0
         row, column = np.nonzero(swapped)
         if not outside:
             swapped[row, column] = ~_in_slots_of_their_own(tables, row, column, named)
@@ -365,7 +369,10 @@ def entangled(
 
 def _named_again(processes: Sequence[ImageProcess]) -> NDArray[np.uint64]:
     """The swap entries, as captured, that several entries of the image name."""
-    named = [each.tables.pfn[each.tables.pte & Pte.SWAPPED != 0] for each in processes]
+    named = [
+        picked(each.tables, "pfn", each.tables.pte & np.uint16(Pte.SWAPPED) != 0)
+        for each in processes
+    ]
     known, times = np.unique(np.concatenate([np.zeros(0, np.uint64), *named]), return_counts=True)
     found: NDArray[np.uint64] = known[times > 1]
     return found
@@ -376,7 +383,7 @@ def _in_slots_of_their_own(
 ) -> Bools:
     """Of some swap entries, whether nothing else is in their slot, in a device, as far as is known. An entry
     without an offset is in one of its own (see worlds/build.py). named: as _named_again() has it."""
-    pte, slots = tables.pte[row, column], tables.pfn[row, column]
+    pte, slots = tables.pte[row, column], picked(tables, "pfn", row, column)
     found: Bools = pte & ~np.uint16(Pte.SOFT_DIRTY) == Pte.SWAPPED | Pte.EXCLUSIVE
     found &= slots & _SWAP_TYPES < SPECIAL_SWAP_TYPE
     found &= (slots <= _SWAP_TYPES) | ~np.isin(slots, named)
@@ -388,14 +395,14 @@ def _large_folios(
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
     """Where large folios are mapped, a run of entries that follow each other once: the frame of the folio's
     head, the row, and the window of the folio's size."""
-    whole = (tables.pte & Pte.HUGE != 0).all(axis=1)
+    whole = (tables.pte & np.uint16(Pte.HUGE) != 0).all(axis=1)
     some = np.flatnonzero(np.any(tables.folio_order > 0, axis=1) & ~whole)
-    here = (tables.folio_order[some] > 0) & (tables.pte[some] & Pte.PRESENT != 0)
+    here = (tables.folio_order[some] > 0) & (tables.pte[some] & np.uint16(Pte.PRESENT) != 0)
     which, column = np.nonzero(here)
     row = np.concatenate([np.flatnonzero(whole & (tables.folio_order[:, 0] > 0)), some[which]])
     column = np.concatenate([np.zeros(len(row) - len(column), np.intp), column])
     order = tables.folio_order[row, column]
-    head, window = tables.pfn[row, column] >> order << order, column >> order
+    head, window = picked(tables, "pfn", row, column) >> order << order, column >> order
     begins = [np.diff(each, prepend=each[:1] + 1) != 0 for each in (head, row, window)]
     first = np.any(begins, axis=0)
     return head[first], row[first], window[first]
@@ -406,8 +413,9 @@ def mapped_again(processes: Sequence[ImageProcess]) -> NDArray[np.uint64]:
     frames = [np.zeros(0, np.uint64)]
     for process in processes:
         tables = process.tables
-        shared = _mapped(tables) & (tables.kpagecount > 1) & (tables.folio_order == 0)
-        frames.append(tables.pfn[shared])
+        small = _mapped(tables) & (tables.folio_order == 0)
+        shared = picked(tables, "kpagecount", small) > 1
+        frames.append(picked(tables, "pfn", small)[shared])
     known, times = np.unique(np.concatenate(frames), return_counts=True)
     found: NDArray[np.uint64] = known[times > 1]
     return found
@@ -423,10 +431,10 @@ def _told_of(process: ImageProcess, geometry: Geometry) -> NDArray[np.uint64]:
             span(tables.table_address, geometry, *piece) for piece in (*pieces, *process.pins)
         )
     ]
-    which = np.concatenate([*at, np.zeros(0, np.intp)])
-    shared = (_mapped(tables) & (tables.kpagecount > 1)).reshape(-1)[which]
-    found: NDArray[np.uint64] = tables.pfn.reshape(-1)[which[shared]]
-    return found
+    which = np.divmod(np.concatenate([*at, np.zeros(0, np.intp)]), geometry.ptrs_per_pte)
+    shared = picked(tables, "kpagecount", *which) > 1
+    shared &= tables.pte[which] & np.uint16(Pte.PRESENT | Pte.ZERO) == np.uint16(Pte.PRESENT)
+    return picked(tables, "pfn", *which)[shared]
 
 
 def anonymous_pages(process: ImageProcess, geometry: Geometry) -> Bools:
@@ -434,8 +442,8 @@ def anonymous_pages(process: ImageProcess, geometry: Geometry) -> Bools:
     tables = process.tables
     ranges = [(vma.start, vma.end) for vma in process.vmas if vma.file is None or vma.anon_vma]
     ends = spans(tables.table_address, geometry, ranges)
-    ours = painted(tables.pte.size, *ends, np.ones(len(ranges), np.int32))
-    found: Bools = _mapped(tables) & (ours.reshape(tables.pte.shape) != 0)
+    ours = painted(tables.pte.size, *ends, np.ones(len(ranges), np.bool_))
+    found: Bools = _mapped(tables) & ours.reshape(tables.pte.shape)
     return found
 
 
@@ -446,21 +454,22 @@ def partly_mapped_of(processes: Sequence[ImageProcess], geometry: Geometry) -> P
     for process in processes:
         tables = process.tables
         large = anonymous_pages(process, geometry) & (tables.folio_order > 0)
-        huge = (tables.pte & Pte.HUGE != 0).all(axis=1)
-        whole.append(tables.pfn[huge & large[:, 0], 0])
+        huge = (tables.pte & np.uint16(Pte.HUGE) != 0).all(axis=1)
+        first = np.flatnonzero(huge & large[:, 0])
+        whole.append(picked(tables, "pfn", first, np.zeros_like(first)))
         large[huge] = False
         row, place = np.nonzero(large)
         columns.append(
             np.stack(
                 [
-                    tables.pfn[row, place].astype(np.int64),
+                    picked(tables, "pfn", row, place).astype(np.int64),
                     tables.folio_order[row, place],
-                    tables.kpagecount[row, place],
-                    tables.pte[row, place] & Pte.HUGE != 0,
+                    picked(tables, "kpagecount", row, place),
+                    tables.pte[row, place] & np.uint16(Pte.HUGE) != 0,
                 ]
             ).astype(np.int64)
         )
-        swapcache = tables.kpageflags[row, place] & np.uint64(1 << Kpf.SWAPCACHE) != 0
+        swapcache = picked(tables, "kpageflags", row, place) & np.uint64(1 << Kpf.SWAPCACHE) != 0
         columns[-1][3] |= swapcache * 2
     frame, order, count, how = np.hstack(columns)
     pages, first, times = np.unique(frame, return_index=True, return_counts=True)

@@ -547,7 +547,9 @@ class Planner:
         )
         if tables.node is not None:
             self.nodes.update(np.unique(tables.node[here]).tolist())
-        self.pmds += int(np.count_nonzero((here & (tables.pte & Pte.HUGE != 0)).all(axis=1)))
+        self.pmds += int(
+            np.count_nonzero((here & (tables.pte & np.uint16(Pte.HUGE) != 0)).all(axis=1))
+        )
 
     def _wakeups(self, orders: list[NDArray[np.int64]], settings: Settings) -> Wakeups:
         """Those of a full scan. orders: as _orders() has them."""

@@ -57,7 +57,7 @@ class Sharing(NamedTuple):
         first = 0
         for process in processes:
             each = process.tables
-            here = (each.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+            here = (each.pte & np.uint16(Pte.PRESENT | Pte.ZERO)) == np.uint16(Pte.PRESENT)
             row, column = np.nonzero(here & (each.folio_order == 0) & (each.kpagecount > 1))
             tables.append(first + row)
             frames.append(each.pfn[row, column])

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.scenario_values import ScenarioVma
+from mthp.image.sparse import Packing, kept
 from mthp.mm.page_alloc import NodeState
 from mthp.words.units import Geometry
 
 
 @dataclass(frozen=True, eq=False)
-class TableArrays:
+class TableArrays(Packing):
     """The populated tables of one process, ascending. Arrays but table_address are (n, PTRS).
 
     table_address: (n,) first address of each table's range. pte: bits of image.snapshot.Pte, where
@@ -63,9 +64,9 @@ class TableArrays:
 
     def rows(self, which: slice | NDArray[np.intp]) -> TableArrays:
         """Some of the tables."""
-        arrays = {name: getattr(self, name) for name in TableArrays.__dataclass_fields__}
+        arrays = {name: kept(self, name) for name in TableArrays.__dataclass_fields__}
         some = {name: array[which] for name, array in arrays.items() if array is not None}
-        return replace(self, **some)
+        return TableArrays(**some)
 
 
 def span(table_address: NDArray[np.uint64], geometry: Geometry, start: int, end: int) -> slice:
@@ -100,10 +101,10 @@ _MOST_OF_SMALL = 64
 
 
 def painted(
-    size: int, starts: NDArray[np.int64], ends: NDArray[np.int64], values: NDArray[np.int32]
-) -> NDArray[np.int32]:
+    size: int, starts: NDArray[np.int64], ends: NDArray[np.int64], values: NDArray[Any]
+) -> NDArray[Any]:
     """So many entries, each with the value of the one range that it is in, or 0."""
-    entries = np.zeros(size, np.int32)
+    entries = np.zeros(size, values.dtype)
     large = ends - starts > _MOST_OF_SMALL
     for start, end, value in zip(starts[large], ends[large], values[large], strict=True):
         entries[start:end] = value

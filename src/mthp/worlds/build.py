@@ -301,7 +301,9 @@ class _Builder:
         starts, ends = spans(tables.table_address, self.geometry, ranges)
         numbers = np.array([number for _, number in linked], np.int32)
         anon_vmas = painted(tables.pte.size, starts, ends, numbers).reshape(tables.pte.shape)
-        alone = (tables.pte & (Pte.PRESENT | Pte.ZERO) == Pte.PRESENT) & (tables.kpagecount < 2)
+        alone = (tables.pte & np.uint16(Pte.PRESENT | Pte.ZERO) == np.uint16(Pte.PRESENT)) & (
+            tables.kpagecount < 2
+        )
         self.mem.make_room(int(np.count_nonzero(alone)))
         for first in range(0, len(tables.table_address), _TABLES_AT_ONCE):
             rows = slice(first, first + _TABLES_AT_ONCE)
@@ -309,7 +311,7 @@ class _Builder:
 
     def fill_tables(self, mm: Mm, tables: TableArrays, anon_vmas: NDArray[np.int32]) -> None:
         """Make frames, then entries, then the tables that hold them."""
-        huge = ((tables.pte & Pte.HUGE) != 0).all(axis=1)
+        huge = ((tables.pte & np.uint16(Pte.HUGE)) != 0).all(axis=1)
         frames = self.frames(mm, tables, anon_vmas, huge)
         words = self.words(mm, tables, frames)
         for row, address in enumerate(tables.table_address.tolist()):
@@ -323,14 +325,14 @@ class _Builder:
     def words(self, mm: Mm, tables: TableArrays, frames: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Make the PTE words, as (n, PTRS)."""
         pte = tables.pte
-        present, zero = (pte & Pte.PRESENT) != 0, (pte & Pte.ZERO) != 0
+        present, zero = (pte & np.uint16(Pte.PRESENT)) != 0, (pte & np.uint16(Pte.ZERO)) != 0
         words = np.where(present, frames << PFN_SHIFT | tables.bits | PRESENT, 0)
         words |= np.where(present & zero, SPECIAL, 0)
-        populated = (pte & (Pte.PRESENT | Pte.SWAPPED)) != 0
-        words |= np.where(populated & ((pte & Pte.SOFT_DIRTY) != 0), SOFT_DIRTY, 0)
-        words |= np.where(populated & ((pte & Pte.UFFD_WP) != 0), UFFD_WP, 0)
+        populated = (pte & np.uint16(Pte.PRESENT | Pte.SWAPPED)) != 0
+        words |= np.where(populated & ((pte & np.uint16(Pte.SOFT_DIRTY)) != 0), SOFT_DIRTY, 0)
+        words |= np.where(populated & ((pte & np.uint16(Pte.UFFD_WP)) != 0), UFFD_WP, 0)
         page_size = self.geometry.page_size
-        for row, column in np.argwhere((pte & Pte.SWAPPED) != 0).tolist():
+        for row, column in np.argwhere((pte & np.uint16(Pte.SWAPPED)) != 0).tolist():
             words[row, column] = self.leaf(
                 mm,
                 int(pte[row, column]),
@@ -367,7 +369,7 @@ class _Builder:
         huge: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
         """Make the frame each PTE maps, as (n, PTRS); 0 where it maps none or the zero page."""
-        here = (tables.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+        here = (tables.pte & np.uint16(Pte.PRESENT | Pte.ZERO)) == np.uint16(Pte.PRESENT)
         rows, columns = np.nonzero(here)
         raw = tables.kpageflags[here]
         flags = np.full(len(raw), pg.PG_UPTODATE, np.int64)

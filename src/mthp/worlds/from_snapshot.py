@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +24,7 @@ from mthp.image.snapshot import (
     Snapshot,
     SnapshotVma,
 )
+from mthp.image.sparse import kept, over, picked
 from mthp.mm import vm_flags as vm
 from mthp.mm.page_alloc import NodeState
 from mthp.mm.pgtable_types import DIRTY, WRITE, YOUNG
@@ -318,7 +319,9 @@ def _vma(snapshot: Snapshot, process: ProcessTables, vma: SnapshotVma) -> ImageV
     elif vma.captured and not written:
         own = span(process.table_address, snapshot.geometry, vma.start, vma.end)
         pte = process.pte.reshape(-1)[own]
-        written = bool(((pte & (Pte.PRESENT | Pte.ZERO | Pte.FILE)) == Pte.PRESENT).any())
+        written = bool(
+            ((pte & np.uint16(Pte.PRESENT | Pte.ZERO | Pte.FILE)) == np.uint16(Pte.PRESENT)).any()
+        )
     file = None if vma.anonymous else (vma.name or vma.skipped or "file")
     return ImageVma(vma.start, vma.end, flags, written, vma.name, file)
 
@@ -331,36 +334,31 @@ def _tables(
     next_frame: int,
 ) -> TableArrays:
     """The arrays of one process. next_frame: numbers from here on are free for unseen frames."""
-    if process.pfn is None or process.kpageflags is None:
+    if kept(process, "pfn") is None or kept(process, "kpageflags") is None:
         process = _unseen(snapshot, process, next_frame)
-    assert process.pfn is not None and process.kpageflags is not None
     assert process.folio_order is not None
-    counts = process.kpagecount
+    counts = kept(process, "kpagecount")
     if counts is None:
         counts = _unseen_counts(snapshot, process)
-    pte = process.pte.copy()
-    swapped = (pte & Pte.SWAPPED) != 0
-    if process.pte_bits is None:
-        exclusive = ~np.isin(process.pfn[swapped], shared)
-    else:
-        exclusive = (process.pte_bits[swapped] & PteBit.EXCLUSIVE) != 0
-        soft_dirty = np.where(process.pte_bits & PteBit.SOFT_DIRTY, int(Pte.SOFT_DIRTY), 0)
+    pte = process.pte
+    swapped = (pte & np.uint16(Pte.SWAPPED)) != 0
+    if process.pte_bits is not None:
+        exclusive = (process.pte_bits[swapped] & np.uint8(PteBit.EXCLUSIVE)) != 0
+        soft_dirty = np.where(
+            process.pte_bits & np.uint8(PteBit.SOFT_DIRTY), int(Pte.SOFT_DIRTY), 0
+        )
         pte = (pte & ~np.uint16(Pte.SOFT_DIRTY)) | soft_dirty.astype(np.uint16)
-    pte[swapped] |= np.where(exclusive, int(Pte.EXCLUSIVE), 0).astype(np.uint16)
-    # Compound tails carry no LRU flag of their own, and batches are taken to be drained.
-    anon = process.kpageflags >> np.uint64(Kpf.ANON) & np.uint64(1)
-    kpageflags = drained(process) if process.deep is not None else process.kpageflags | anon * _LRU
-    if assumed.young is Young.NONE:
-        kpageflags &= ~np.uint64(1 << Kpf.REFERENCED)
-    merged = kpageflags >> np.uint64(Kpf.KSM) & np.uint64(1)
-    if (merged >= anon).all():  # Linux 6.18 shows every anonymous page as merged by KSM
-        kpageflags &= ~np.uint64(1 << Kpf.KSM)
+    elif swapped.any():
+        pte, exclusive = pte.copy(), ~np.isin(picked(process, "pfn", swapped), shared)
+    if swapped.any():
+        pte[swapped] |= np.where(exclusive, int(Pte.EXCLUSIVE), 0).astype(np.uint16)
+    kpageflags = kept(process, "kpageflags") if process.deep is None else drained(process)
     return TableArrays(
         table_address=process.table_address,
         pte=pte,
         bits=_bits(snapshot, process, assumed),
-        pfn=process.pfn,
-        kpageflags=kpageflags,
+        pfn=kept(process, "pfn"),
+        kpageflags=over(kpageflags, partial(_flags, batches=process.deep is None, assumed=assumed)),
         kpagecount=counts,
         folio_order=process.folio_order,
         references=_references(process, assumed, snapshot.geometry),
@@ -371,6 +369,24 @@ def _tables(
         queued=_queued(process),
         zero_filled=None if process.zero_filled is None else process.zero_filled != 0,
     )
+
+
+def _flags(
+    kpageflags: NDArray[np.uint64], *, batches: bool, assumed: Assumed
+) -> NDArray[np.uint64]:
+    """The flags that pages are taken to have. batches: those of the CPUs are taken to be drained.
+
+    Compound tails carry no LRU flag of their own.
+    """
+    anon = kpageflags >> np.uint64(Kpf.ANON) & np.uint64(1)
+    if batches:
+        kpageflags = kpageflags | anon * _LRU
+    if assumed.young is Young.NONE:
+        kpageflags = kpageflags & ~np.uint64(1 << Kpf.REFERENCED)
+    merged = kpageflags >> np.uint64(Kpf.KSM) & np.uint64(1)
+    if (merged >= anon).all():  # Linux 6.18 shows every anonymous page as merged by KSM
+        kpageflags = kpageflags & ~np.uint64(1 << Kpf.KSM)
+    return kpageflags
 
 
 def _queued(process: ProcessTables) -> Pages | None:
@@ -467,8 +483,8 @@ def _references(
 def _unseen(snapshot: Snapshot, process: ProcessTables, next_frame: int) -> ProcessTables:
     """Assume, without root, that each mapped page is a folio of order 0, but under a huge PMD."""
     pte = process.pte
-    here = (pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
-    huge = here & ((pte & Pte.HUGE) != 0).all(axis=1)[:, None]
+    here = (pte & np.uint16(Pte.PRESENT | Pte.ZERO)) == np.uint16(Pte.PRESENT)
+    huge = here & ((pte & np.uint16(Pte.HUGE)) != 0).all(axis=1)[:, None]
     flags = np.where(here, ASSUMED_FLAGS, 0).astype(np.uint64)
     frames = next_frame + np.arange(pte.size, dtype=np.uint64).reshape(pte.shape)
     return replace(
@@ -481,18 +497,18 @@ def _unseen(snapshot: Snapshot, process: ProcessTables, next_frame: int) -> Proc
 
 def _unseen_counts(snapshot: Snapshot, process: ProcessTables) -> NDArray[np.uint32]:
     """Assume that two processes map what this one does not map alone, but by a huge PMD."""
-    here = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+    here = (process.pte & np.uint16(Pte.PRESENT | Pte.ZERO)) == np.uint16(Pte.PRESENT)
     counts: NDArray[np.uint32] = here.astype(np.uint32)
     if snapshot.privilege.exclusive:
-        huge = ((process.pte & Pte.HUGE) != 0).all(axis=1)[:, None]
-        counts[here & ~huge & ((process.pte & Pte.EXCLUSIVE) == 0)] = 2
+        huge = ((process.pte & np.uint16(Pte.HUGE)) != 0).all(axis=1)[:, None]
+        counts[here & ~huge & ((process.pte & np.uint16(Pte.EXCLUSIVE)) == 0)] = 2
     return counts
 
 
 def _bits(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> NDArray[np.uint8]:
     """The WRITE, YOUNG and DIRTY bits of every entry that maps something."""
     pte = process.pte
-    present, zero = (pte & Pte.PRESENT) != 0, (pte & Pte.ZERO) != 0
+    present, zero = (pte & np.uint16(Pte.PRESENT)) != 0, (pte & np.uint16(Pte.ZERO)) != 0
     if process.pte_bits is not None:
         bits: NDArray[np.uint8] = np.zeros(pte.shape, np.uint8)
         for seen, bit in ((PteBit.WRITABLE, WRITE), (PteBit.YOUNG, YOUNG), (PteBit.DIRTY, DIRTY)):
@@ -501,11 +517,11 @@ def _bits(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> NDArr
             bits &= ~np.uint8(YOUNG)
             bits |= (present & (assumed.young is Young.ALL)) * np.uint8(YOUNG)
         return bits
-    huge = ((pte & Pte.HUGE) != 0).all(axis=1)[:, None]
+    huge = ((pte & np.uint16(Pte.HUGE)) != 0).all(axis=1)[:, None]
     ranges = ((vma.start, vma.end) for vma in process.vmas if "wr" in vma.flags)
     starts, ends = spans(process.table_address, snapshot.geometry, ranges)
-    writable = painted(pte.size, starts, ends, np.ones(len(starts), np.int32)) != 0
-    written = huge | (((pte & Pte.EXCLUSIVE) != 0) & writable.reshape(pte.shape))
+    writable = painted(pte.size, starts, ends, np.ones(len(starts), np.bool_))
+    written = huge | (((pte & np.uint16(Pte.EXCLUSIVE)) != 0) & writable.reshape(pte.shape))
     used = zero | huge | young_pages(snapshot, process, assumed)
     clean = clean_lazyfree(snapshot, process, assumed.leaning)
     bits = (present & used) * np.uint8(YOUNG)
@@ -517,9 +533,9 @@ def _bits(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) -> NDArr
 def _shared_slots(snapshot: Snapshot) -> NDArray[np.uint64]:
     """Swap entries, as captured, that several page table entries name."""
     named = [
-        process.pfn[(process.pte & Pte.SWAPPED) != 0]
+        picked(process, "pfn", (process.pte & np.uint16(Pte.SWAPPED)) != 0)
         for process in snapshot.processes
-        if process.pfn is not None
+        if kept(process, "pfn") is not None
     ]
     slots, times = np.unique(np.concatenate([*named, np.zeros(0, np.uint64)]), return_counts=True)
     shared: NDArray[np.uint64] = slots[(times > 1) & (slots > 0)]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mthp.image.snapshot import Kpf, ProcessTables, Pte, Snapshot
+from mthp.image.sparse import kept, picked
 
 ASSUMED_FLAGS = 1 << Kpf.LRU | 1 << Kpf.ANON | 1 << Kpf.SWAPBACKED | 1 << Kpf.UPTODATE
 """The kpageflags of a page of which nothing is known."""
@@ -38,9 +39,9 @@ def settled(snapshot: Snapshot) -> tuple[Snapshot, frozenset[tuple[int, int]]]:
         wrong[index] |= clash
         torn[index] |= (clash | other).any(axis=1)
     frames = (
-        int(process.pfn.max(where=_mapped(process), initial=0))
+        int(picked(process, "pfn", _mapped(process)).max(initial=0))
         for process in snapshot.processes
-        if process.pfn is not None
+        if kept(process, "pfn") is not None
     )
     fresh = 1 + max(frames, default=0)
     processes, names = [], set()
@@ -54,27 +55,27 @@ def settled(snapshot: Snapshot) -> tuple[Snapshot, frozenset[tuple[int, int]]]:
 
 
 def _mapped(process: ProcessTables) -> Pages:
-    here: Pages = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+    here: Pages = (process.pte & np.uint16(Pte.PRESENT | Pte.ZERO)) == np.uint16(Pte.PRESENT)
     return here
 
 
 def _misfits(process: ProcessTables) -> Pages:
     """Pages that are not anonymous, or whose frames nobody maps: no anonymous mapping has such."""
     here = _mapped(process)
-    wrong: Pages = here & ((process.pte & Pte.FILE) != 0)
+    wrong: Pages = here & ((process.pte & np.uint16(Pte.FILE)) != 0)
     anon = process.page_flag(Kpf.ANON)
     if anon is not None:
         wrong |= here & ~anon
-    if process.kpagecount is not None:
-        wrong |= here & (process.kpagecount == 0)
+    if kept(process, "kpagecount") is not None:
+        wrong[here] |= picked(process, "kpagecount", here) == 0
     return wrong
 
 
 def _keys(process: ProcessTables, pages: Pages) -> NDArray[np.uint64]:
     """A number for the folio of each page: its head frame, then the larger order first."""
-    assert process.pfn is not None and process.folio_order is not None
+    assert process.folio_order is not None
     order = process.folio_order[pages].astype(np.uint64)
-    head = process.pfn[pages] >> order << order
+    head = picked(process, "pfn", pages) >> order << order
     return head << np.uint64(_ORDER_BITS) | np.uint64(_MOST_ORDER) - order
 
 
@@ -86,7 +87,7 @@ def _clashes(snapshot: Snapshot, wrong: list[Pages]) -> Iterator[tuple[int, Page
     seen = [
         (index, process, _mapped(process) & ~wrong[index])
         for index, process in enumerate(snapshot.processes)
-        if process.pfn is not None and process.folio_order is not None
+        if kept(process, "pfn") is not None and process.folio_order is not None
     ]
     if _are_base_pages_mapped_once(seen):
         return
@@ -104,10 +105,10 @@ def _clashes(snapshot: Snapshot, wrong: list[Pages]) -> Iterator[tuple[int, Page
     if not (inside.any() or several.any()):
         return
     places = [np.searchsorted(folios, _keys(process, here)) for _, process, here in seen]
-    if all(process.kpagecount is not None for _, process, _ in seen):
+    if all(kept(process, "kpagecount") is not None for _, process, _ in seen):
         most = np.zeros(len(folios), np.uint32)
         for (_, process, here), at in zip(seen, places, strict=True):
-            np.maximum.at(most, at, cast(NDArray[np.uint32], process.kpagecount)[here])
+            np.maximum.at(most, at, picked(process, "kpagecount", here))
         inside |= several & (uses > most)
     for (index, _, here), at in zip(seen, places, strict=True):
         clash, other = np.zeros_like(here), np.zeros_like(here)
@@ -120,10 +121,10 @@ def _are_base_pages_mapped_once(seen: list[tuple[int, ProcessTables, Pages]]) ->
     far apart that marking them takes too much."""
     frames = [_NONE]
     for _, process, here in seen:
-        assert process.pfn is not None and process.folio_order is not None
+        assert process.folio_order is not None
         if process.folio_order.any(where=here):
             return False
-        frames.append(process.pfn[here])
+        frames.append(picked(process, "pfn", here))
     every = np.concatenate(frames)
     end = int(every.max(initial=0)) + 1
     if end > _MOST_FRAMES_A_PAGE * len(every):
@@ -153,7 +154,7 @@ def _repaired(process: ProcessTables, wrong: Pages, torn: Pages, fresh: int) -> 
     heads = pfn - np.arange(nr, dtype=np.uint64)
     whole = (heads == heads[:, :1]).all(axis=1) & (heads[:, 0] % np.uint64(nr) == 0)
     whole &= (order == nr.bit_length() - 1).all(axis=1)
-    whole |= ((pte & Pte.ZERO) != 0).all(axis=1)
+    whole |= ((pte & np.uint16(Pte.ZERO)) != 0).all(axis=1)
     pte[torn & ~whole] &= ~np.uint16(Pte.HUGE)
     process = replace(
         process, pte=pte, pfn=pfn, kpageflags=flags, kpagecount=counts, folio_order=order

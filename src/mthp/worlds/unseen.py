@@ -79,7 +79,7 @@ class Counted(NamedTuple):
 
 def mapped_pages(process: ProcessTables) -> Pages:
     """Whether each PTE maps memory."""
-    here: Pages = (process.pte & (Pte.PRESENT | Pte.ZERO)) == Pte.PRESENT
+    here: Pages = (process.pte & np.uint16(Pte.PRESENT | Pte.ZERO)) == np.uint16(Pte.PRESENT)
     return here
 
 
@@ -195,8 +195,8 @@ def _young_in_mappings(
 def surely_young(snapshot: Snapshot, process: ProcessTables) -> Pages:
     """The pages with PG_referenced, and all of mappings in which smaps counts every one as referenced."""
     referenced, others, mappings, counts = _young_in_mappings(snapshot, process)
-    whole = (counts == mappings.pages).astype(np.int32)
-    all_of_it = painted(others.size, mappings.starts, mappings.ends, whole) != 0
+    whole = counts == mappings.pages
+    all_of_it = painted(others.size, mappings.starts, mappings.ends, whole)
     young: Pages = referenced | (others & all_of_it.reshape(others.shape))
     return young
 
@@ -279,7 +279,7 @@ def young_pages(snapshot: Snapshot, process: ProcessTables, assumed: Assumed) ->
     young = surely_young(snapshot, process)
     flat = young.reshape(-1)
     mapped = np.count_nonzero(mapped_pages(process), axis=1)
-    mostly = np.count_nonzero(process.pte & Pte.SWAPPED, axis=1) > mapped
+    mostly = np.count_nonzero(process.pte & np.uint16(Pte.SWAPPED), axis=1) > mapped
     last = clean_lazyfree(snapshot, process, assumed.leaning).reshape(-1)
     alone = np.repeat(mostly, shape[1])
     for counted in counted_young(snapshot, process):
