@@ -175,6 +175,11 @@ class Run:
         """Ask the workers."""
         path = self.program["socket"]
         wait_for(path)
+        until = time.monotonic() + SECONDS
+        while len(self.pids()) <= self.program["workers"]:
+            if time.monotonic() > until:
+                raise RuntimeError("its workers do not begin")
+            time.sleep(0.1)
         time.sleep(1.0)
         self.mark("forked")
         for turn in range(160):

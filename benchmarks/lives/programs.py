@@ -221,7 +221,7 @@ PROGRAMS = {
         Program(
             "prefork", "a prefork server in CPython, four workers",
             (_PYTHON, f"{GUEST}/prefork.py", SOCKET), "prefork",
-            {"socket": SOCKET, "remove": [SOCKET], "environment": _HASH},
+            {"socket": SOCKET, "remove": [SOCKET], "workers": 4, "environment": _HASH},
             build=copied("prefork.py"),
         ),
         Program(
