@@ -169,6 +169,8 @@ def test_the_per_cpu_list_of_the_pmd_order_takes_two_blocks_at_once() -> None:
         assert sum(folio is not None for folio in taken) == had, blocks
         assert len(node.pcp[9]) == blocks - had
         assert made.mem.folio_alloc(8, compact=False) is None
+    short = kernel(NodeState({9: 2}, pcp_high=60))
+    assert None not in [short.mem.folio_alloc(9, compact=False) for _ in range(2)]
 
 
 def test_a_full_per_cpu_list_gives_a_pmd_block_back() -> None:

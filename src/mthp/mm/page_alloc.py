@@ -109,7 +109,10 @@ class Node:
         if self.pcp.get(order):
             return self.pcp[order].pop()
         pfn = self._split(order)
-        if order == self.pmd_order and not self.endless and pfn is not None:
+        holds = (
+            self.pcp_high is None or self.pcp_high > 1 << order
+        )  # else the next page freed drives it out
+        if order == self.pmd_order and holds and not self.endless and pfn is not None:
             more = self._split(order)
             if more is not None:
                 self.pcp[order].append(more)
