@@ -21,8 +21,10 @@ for _ in range(4):
         answers = []
         while True:
             peer, _ = listening.accept()
-            first = int(peer.recv(16))
-            answers.append(",".join(word for n in range(first, first + 150) for word in data[n]))
-            peer.sendall(b"%d" % len(answers[-1]))
+            if asked := peer.recv(16):
+                first = int(asked)
+                words = (word for n in range(first, first + 150) for word in data[n])
+                answers.append(",".join(words))
+                peer.sendall(b"%d" % len(answers[-1]))
             peer.close()
 signal.pause()
