@@ -27,9 +27,10 @@ def run_snap(args: argparse.Namespace) -> int:
         return _snap_of_dump(args)
     args.frames, args.pages = FramesAsNeeded, Pages
     if args.deep and (args.pid is None or sum(map(_resident, args.pid)) >= MUCH):
+        from mthp.image.frames_at_once import FramesAtOnce
         from mthp.image.pages_at_once import PagesAtOnce
 
-        args.pages = PagesAtOnce
+        args.frames, args.pages = FramesAtOnce, PagesAtOnce
     return run(args)
 
 

@@ -47,6 +47,8 @@ def _bits() -> NDArray[np.uint8]:
 class PagesAtOnce(Pages):
     """As Pages; what is asked together is read and worked out together."""
 
+    batch_bytes = 1 << 21
+
     def decode(self, words: bytes) -> tuple[bytes, array[int]]:
         """As Pages.decode()."""
         entries = np.frombuffer(words, np.uint64)
@@ -146,21 +148,31 @@ class PagesAtOnce(Pages):
 
     def struct_pages(self, frames: Words) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """The struct pages of ascending frames, a row each, and which have none."""
-        size, parts = self.kernel.page_bytes, []
-        unread = np.zeros(len(frames), np.bool_)
+        size = self.kernel.page_bytes
+        raw, unread = bytearray(len(frames) * size), np.zeros(len(frames), np.bool_)
+        rows = np.frombuffer(raw, np.uint8).reshape(-1, size)
         starts = np.flatnonzero(np.diff(frames.astype(np.int64), prepend=-NEAR - 1) > NEAR)
         nr = np.diff(starts, append=len(frames))
         firsts, lasts = frames[starts], frames[starts + nr - 1]
-        for i, first, last in zip(starts.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
-            try:
-                parts.append(self._raw_pages(first, last - first + 1))
-            except CoreError:
-                parts.append(bytes((last - first + 1) * size))
-                unread[i : i + int(np.searchsorted(frames[i:], last, "right"))] = True
-        rows = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, size)
-        counts = (lasts - firsts + np.uint64(1)).astype(np.int64)
-        at = np.cumsum(counts) - counts
-        return rows[frames.astype(np.int64) + np.repeat(at - firsts.astype(np.int64), nr)], unread
+        places = (frames - np.repeat(firsts, nr)).astype(np.int64)
+        with memoryview(raw) as whole:
+            for i, end, first, last in zip(
+                starts.tolist(),
+                (starts + nr).tolist(),
+                firsts.tolist(),
+                lasts.tolist(),
+                strict=True,
+            ):
+                try:
+                    part = self._raw_pages(first, last + 1 - first)
+                except CoreError:
+                    unread[i:end] = True
+                    continue
+                if end - i == last + 1 - first:
+                    whole[i * size : end * size] = part
+                else:
+                    rows[i:end] = np.frombuffer(part, np.uint8).reshape(-1, size)[places[i:end]]
+        return rows, unread
 
     def field(self, rows: NDArray[np.uint8], name: str, kind: type[Kind]) -> NDArray[Kind]:
         """A field of each struct page or folio."""

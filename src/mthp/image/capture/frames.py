@@ -13,7 +13,16 @@ import re
 from array import array
 from typing import Any
 
-from mthp.image.capture.pagemap import EVEN, EXCLUSIVE, FILE, HUGE, PRESENT, ZERO, byte_of_word
+from mthp.image.capture.pagemap import (
+    BATCH_BYTES,
+    EVEN,
+    EXCLUSIVE,
+    FILE,
+    HUGE,
+    PRESENT,
+    ZERO,
+    byte_of_word,
+)
 from mthp.image.capture.proc import open_or_none
 from mthp.words.files import naming
 from mthp.words.units import Geometry
@@ -37,6 +46,7 @@ _ALL_IF_ASKED = bytes(
 )
 _ALL_IF_ANY = bytes(255 if value else 0 for value in range(256))
 _ANY = bytes(value != 0 for value in range(256))
+_ALL_IF_EDGE = bytes(255 if value in (0, 255) else 0 for value in range(256))
 _ALL_IF_STEP = bytes(255 * (value != 2) for value in range(256))
 _ONE_MARK = re.compile(b"[^\0]")
 
@@ -63,7 +73,7 @@ class Frames:
     whether a huge PMD's pages have HUGE.
     """
 
-    batch_bytes = 1 << 19
+    batch_bytes = BATCH_BYTES
 
     def __init__(
         self, flags: int, counts: int | None, geometry: Geometry, tells_huge: bool = False
@@ -219,11 +229,14 @@ def runs_of(pfns: array[int], there: bytes) -> bytes:
     """
     raw, nr = pfns.tobytes(), len(pfns)
     top, others, every = _lanes(nr)
-    here = number(raw[byte_of_word(0) :: 8])
+    lowest = raw[byte_of_word(0) :: 8]
+    here = number(lowest)
     before = here << 8 & every
     steps = ((here | top) - (before & others)) ^ ((here ^ before ^ top) & top)
     runs = bytearray(steps.to_bytes(nr, "little").translate(_STEPS))
-    higher = 0
+    higher = number(
+        lowest.translate(_ALL_IF_EDGE)
+    )  # from 0 to 255 is a step only where others differ
     for k in range(1, 8):
         plane = raw[byte_of_word(k) :: 8]
         if plane != plane[:1] * nr:
@@ -232,13 +245,9 @@ def runs_of(pfns: array[int], there: bytes) -> bytes:
         elif plane.startswith(_NOT_ZERO):
             higher |= plane[0]
     if higher:
-        differ = higher.to_bytes(nr, "little")
-        if (
-            differ.count(0) < nr - nr // 16
-        ):  # most of them are others, as the lowest byte tells, too
-            doubt = number(differ.translate(_ALL_IF_ANY)) & number(runs.translate(_ALL_IF_STEP))
-            differ = doubt.to_bytes(nr, "little")
-        for match in _ONE_MARK.finditer(differ):
+        differ = number(higher.to_bytes(nr, "little").translate(_ALL_IF_ANY))
+        doubt = differ & number(runs.translate(_ALL_IF_STEP))
+        for match in _ONE_MARK.finditer(doubt.to_bytes(nr, "little")):
             k = match.start()
             step = pfns[k] - (pfns[k - 1] if k else 0)
             runs[k] = NEXT if step == 1 else PREVIOUS if step == -1 else OTHER
@@ -282,19 +291,33 @@ def spread(data: bytes, present: bytes, width: int) -> bytes:
 def _values(file: int, pfns: array[int], runs: bytes, others: bytes | bytearray) -> bytearray:
     """What a file has of each frame, read a run at a time; that of others where runs has 0."""
     parts: list[bytes | bytearray | array[int]] = []
-    at = 0
-    for run in RUN.findall(runs):
+    rows, lowest, counts = find_rows(pfns, runs)
+    eight, at = (8).__mul__, 0
+    found = map(os.pread, itertools.repeat(file), map(eight, counts), map(eight, lowest))
+    for run in rows:
         size, kind = 8 * len(run), run[-1]
         if not kind:
             parts.append(others[at : at + size])
         else:
-            back = kind == PREVIOUS and size > 8
-            part = os.pread(file, size, 8 * pfns[(at + size >> 3) - 1 if back else at >> 3])
+            part = next(found)
             if len(part) < size:  # frames beyond those that the file has
                 part = part.ljust(size, b"\0")
-            parts.append(array("Q", part)[::-1] if back else part)
+            parts.append(array("Q", part)[::-1] if kind == PREVIOUS else part)
         at += size
     return bytearray().join(parts)
+
+
+def find_rows(pfns: array[int], runs: bytes) -> tuple[list[bytes], list[int], list[int]]:
+    """The rows that runs_of() found; and of each that has frames the lowest, and how many it has."""
+    rows: list[bytes] = RUN.findall(runs)
+    lowest, counts, at = [], [], 0
+    for run in rows:
+        end = at + len(run)
+        if run[-1]:
+            lowest.append(pfns[end - 1 if run[-1] == PREVIOUS else at])
+            counts.append(end - at)
+        at = end
+    return rows, lowest, counts
 
 
 def number(data: bytes | bytearray) -> int:

@@ -10,6 +10,8 @@ import bisect
 import os
 import re
 import struct
+from itertools import repeat
+from operator import add, ne
 from typing import NamedTuple
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -60,6 +62,16 @@ class KernelMemory:
     def read(self, address: int, size: int) -> bytes:
         """What is at an address of the kernel's. CoreError: it is not there."""
         raise NotImplementedError
+
+    def read_each(self, addresses: list[int], sizes: list[int]) -> list[bytes]:
+        """What is at each of some addresses; nothing of one that is not there."""
+        return [self._read_if_there(*each) for each in zip(addresses, sizes)]
+
+    def _read_if_there(self, address: int, size: int) -> bytes:
+        try:
+            return self.read(address, size)
+        except CoreError:
+            return b""
 
     def physical(self, address: int, size: int) -> bytes:
         """What is at a physical address. CoreError: it is not there."""
@@ -136,6 +148,19 @@ class Core(KernelMemory):
         if not start <= address <= end - size:
             start, end, offset = self._last = self._segment(self._virtual, address, size)
         return self.at(offset + address - start, size)
+
+    def read_each(self, addresses: list[int], sizes: list[int]) -> list[bytes]:
+        """As KernelMemory.read_each(); of one segment with no more work than the calls are."""
+        first, end = min(addresses, default=0), max(map(add, addresses, sizes), default=0)
+        try:
+            segment = self._segment(self._virtual, first, end - first)
+        except CoreError:
+            return super().read_each(addresses, sizes)
+        places = map((segment.offset - segment.start).__add__, addresses)
+        found = list(map(os.pread, repeat(self.file), sizes, places))
+        if any(map(ne, map(len, found), sizes)):
+            return super().read_each(addresses, sizes)
+        return found
 
     def physical(self, address: int, size: int) -> bytes:
         """What is at a physical address."""

@@ -18,6 +18,9 @@ from typing import Any, Iterator
 # Bits of the `pte` member.
 PRESENT, SWAPPED, FILE, ZERO, HUGE, SOFT_DIRTY, UFFD_WP, EXCLUSIVE = (1 << k for k in range(8))
 GUARD = 1 << 8
+BATCH_BYTES = 1 << 19
+"""Pagemap bytes held by one batch of tables, where no other size is given: the unit of reading, decoding
+and writing."""
 PFN = (1 << 55) - 1
 """The bits of a word of pagemap that are not flags: a frame, or a place in swap."""
 

@@ -12,9 +12,10 @@ import struct
 from array import array
 from typing import Dict, NamedTuple
 
-from mthp.image.capture.frames import NEXT, PREVIOUS, RUN, not_zero, number, runs_of
+from mthp.image.capture.frames import NEXT, PREVIOUS, find_rows, not_zero, number, runs_of
 from mthp.image.capture.kcore import CoreError
 from mthp.image.capture.kernel import KernelStructures
+from mthp.image.capture.pagemap import BATCH_BYTES
 
 YOUNG, DIRTY, WRITABLE, SOFT_DIRTY, UFFD, PROT_NONE, EXCLUSIVE = (1 << k for k in range(7))
 """Bits of the `pte_bits` member."""
@@ -91,8 +92,11 @@ class Found(NamedTuple):
 class Pages:
     """Decodes words of page tables, and reads the struct pages of frames, a range at a time.
 
-    block: frames of the largest folio. batches: folios that wait in one, by first frame.
+    block: frames of the largest folio. batches: folios that wait in one, by first frame. batch_bytes: of
+    page tables are looked at together.
     """
+
+    batch_bytes = BATCH_BYTES
 
     def __init__(self, kernel: KernelStructures, block: int) -> None:
         self.kernel = kernel
@@ -198,20 +202,20 @@ class Pages:
         """The struct page of each frame, or one that nobody maps; and 1 where there is none to read."""
         size, where = self.kernel.page_bytes, self.kernel.at["page._mapcount"]
         nobodys = bytes(where) + b"\xff" * 4 + bytes(size - where - 4)
-        base, read = self.kernel.vmemmap, self.kernel.core.read
+        rows, lowest, counts = find_rows(pfns, runs)
+        addresses = [self.kernel.vmemmap + pfn * size for pfn in lowest]
+        found = iter(self.kernel.core.read_each(addresses, [nr * size for nr in counts]))
         parts: list[bytes] = []
         unread, at = bytearray(len(pfns)), 0
-        for run in RUN.findall(runs):
-            nr, kind = len(run), run[-1]
-            back = kind == PREVIOUS
-            try:
-                first = pfns[at + nr - 1 if back else at]
-                part = read(base + first * size, nr * size) if kind else nobodys * nr
-            except CoreError:  # no memory is there: what named it changed meanwhile
+        for run in rows:
+            nr = len(run)
+            part = next(found) if run[-1] else nobodys * nr
+            if not part:  # no memory is there: what named it changed meanwhile
                 part = nobodys * nr
                 unread[at : at + nr] = b"\1" * nr
-            if back:
-                part = b"".join(part[k : k + size] for k in range((nr - 1) * size, -1, -size))
+            elif run[-1] == PREVIOUS:
+                last = len(part) - size
+                part = b"".join([part[k : k + size] for k in range(last, -1, -size)])
             parts.append(part)
             at += nr
         return b"".join(parts), unread

@@ -20,6 +20,7 @@ from mthp.image.capture.frames import BROKEN, KPF_THP, KPF_ZERO_PAGE, Frames, op
 from mthp.image.capture.host import THP, host_facts, host_geometry, memcg_of, other_processes
 from mthp.image.capture.kernel import LiveKernel
 from mthp.image.capture.pagemap import (
+    BATCH_BYTES,
     EVEN,
     HUGE,
     LOW_7_BITS,
@@ -310,7 +311,9 @@ class CaptureRun(SnapshotRun):
             scanner = Scanner(pagemap)
             scanner.works()
         exclusive = self.privilege["exclusive"]
-        return TableReader(pid, pagemap, self.geometry, scanner, exclusive, self.frames)
+        looked = self.frames if self.deep is None else self.deep.pages
+        size = BATCH_BYTES if looked is None else looked.batch_bytes
+        return TableReader(pid, pagemap, self.geometry, scanner, exclusive, self.frames, size)
 
     def meta(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         """The document of the file."""

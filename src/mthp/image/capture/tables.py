@@ -13,6 +13,7 @@ from typing import Iterable, Iterator, NamedTuple
 
 from mthp.image.capture.frames import Frames
 from mthp.image.capture.pagemap import (
+    BATCH_BYTES,
     FILE,
     HUGE,
     IS_HUGE,
@@ -34,9 +35,6 @@ from mthp.image.capture.proc import SmapsEntry, reading
 from mthp.words.files import naming
 from mthp.words.units import Geometry
 
-BATCH_BYTES = 1 << 19
-"""Pagemap bytes held by one batch of tables, where no other size is given: the unit of reading, decoding
-and writing."""
 BATCHES_AHEAD = 64
 """So many batches are read together where frames lie apart, as each batch's are among those of all."""
 AHEAD_BYTES = 512 << 20
@@ -65,6 +63,7 @@ class TableReader:
         scanner: Scanner | None,
         exclusive: bool,
         frames: Frames | None = None,
+        batch_bytes: int = BATCH_BYTES,
     ) -> None:
         self.pid = pid
         self.scanner = scanner
@@ -74,8 +73,7 @@ class TableReader:
         self._gaps: list[tuple[int, int]] = []
         self._files: list[tuple[int, int]] = []
         self._frames = frames
-        size = BATCH_BYTES if frames is None else frames.batch_bytes
-        self._batch = max(1, size // (8 * geometry.ptrs_per_pte))
+        self._batch = max(1, batch_bytes // (8 * geometry.ptrs_per_pte))
         self._ahead = max(1, AHEAD_BYTES // geometry.pmd_size)
         self._words = bytearray()
         self._soft_dirty = keeps_soft_dirty()
