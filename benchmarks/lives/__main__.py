@@ -24,12 +24,12 @@ from benchmarks.lives.seen import (
     SETTINGS,
     AtMark,
     Life,
+    Under,
     read_seen,
     recording_of,
-    settings_of,
     write_seen,
 )
-from benchmarks.lives.table import HEAD, MARKS, marks_of, table_of
+from benchmarks.lives.table import ASKED, HEAD, MARKS, asked_of, marks_of, table_of
 from benchmarks.lives.trace import FORMATS, at_mark, real_life
 from mthp.image.recording import load_recording
 from mthp.image.zipped import RECORD, write_zipapp
@@ -87,37 +87,44 @@ class Room:
 
     def record(self, target: Path) -> tuple[AtMark, ...]:
         """Record it to a file of this host, with every size off; what it had at its marks."""
-        ((seen, data),) = self._perform("recorded", "all=never", 1, f"{GUEST}/out-recording.npz")
+        ((seen, data),) = self._perform(
+            "recorded", SETTINGS["none"], 1, f"{GUEST}/out-recording.npz"
+        )
         target.write_bytes(data)
         began = int(load_recording(target).meta["began"])
         return tuple(at_mark(mark, began) for mark in seen["marks"])
 
-    def run(self, name: str, enabled: str, runs: int) -> list[Life]:
+    def run(self, name: str, under: Under, runs: int) -> list[Life]:
         """Run it so often under a setting."""
         return [
-            real_life(data, seen, self._formats)
-            for seen, data in self._perform(name, enabled, runs)
+            real_life(data, seen, self._formats) for seen, data in self._perform(name, under, runs)
         ]
 
     def _perform(
-        self, name: str, enabled: str, runs: int, recording: str = ""
+        self, name: str, under: Under, runs: int, recording: str = ""
     ) -> list[tuple[dict[str, Any], bytes]]:
         """What guest.py saw of each run, and the file that came of it."""
+        pace = ("khugepaged/scan_sleep", "khugepaged/pages_to_scan")
+        skipped = ("khugepaged/alloc_sleep", "hpage_pmd_size", *(() if under.khugepaged else pace))
         chosen = {
             f"{TRANSPARENT_HUGEPAGE}/{path}": text.partition("[")[2].partition("]")[0]
             or text.strip()
-            for path, text in settings_of(enabled).to_sysfs().items()
-            if not path.startswith(("khugepaged/", "hpage_pmd_size"))
+            for path, text in under.settings.to_sysfs().items()
+            if not path.startswith(skipped)
         }
         spec = {
             "program": self._program.told(),
             "files": {"/proc/sys/kernel/randomize_va_space": "0", **chosen},
+            "khugepaged": under.khugepaged,
             "runs": runs,
             "recorder": f"{LAB}/record.pyz",
             "recording": recording,
-            "out": f"{GUEST}/out-{name}".replace(" ", "-"),
+            "out": f"{GUEST}/out-{name}".replace(" ", "-").replace(",", ""),
         }
-        text, place = json.dumps(spec).encode(), f"{LAB}/{name}.json".replace(" ", "-")
+        text, place = (
+            json.dumps(spec).encode(),
+            f"{LAB}/{name}.json".replace(" ", "-").replace(",", ""),
+        )
         self._guest.machine.channel.ask(f"put {place} 0 {len(text)}", text)
         self._workload.run(Command((PYTHON, "-S", f"{LAB}/guest.py", place)), SECONDS)
         seen = json.loads(self._read(f"{spec['out']}.json"))
@@ -147,10 +154,10 @@ def run_program(program: Program, kernel: CachedKernel, runs: int, folder: Path)
             for number in range(program.recordings)
         ]
         real: dict[str, list[Life]] = {}
-        for name, enabled in SETTINGS.items():
+        for name, under in program.settings.items():
             print(f"{program.name}: {name}", file=sys.stderr, flush=True)
-            real[name] = room.run(name, enabled, runs)
-        write_seen(folder / f"{program.name}.json", program.title, recorded, real)
+            real[name] = room.run(name, under, runs)
+            write_seen(folder / f"{program.name}.json", program.title, recorded, real)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -168,7 +175,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--marks", action="store_true", help="a table of what was at each mark")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="a picture of each program, too")
     args = parser.parse_args(words)
-    print("\n".join(MARKS if args.marks else HEAD), flush=True)
+    head: tuple[str, ...] = ()
     for name in args.program or PROGRAMS:
         if not args.again:
             try:
@@ -176,7 +183,17 @@ def main(words: Sequence[str] | None = None) -> None:
             except ProgramFailed as error:
                 raise SystemExit("\n".join((str(error), *error.output))) from None
         seen = read_seen(args.output, name)
-        print("\n".join(marks_of(seen) if args.marks else table_of(seen)), flush=True)
+        columns, rows = (
+            (MARKS, marks_of)
+            if args.marks
+            else (ASKED, asked_of)
+            if seen.asked
+            else (HEAD, table_of)
+        )
+        if columns != head:
+            print("\n".join(("", *columns) if head else columns))
+            head = columns
+        print("\n".join(rows(seen)), flush=True)
         if args.svg is not None:
             (args.svg / f"life-{name}.svg").write_text(picture_of(seen))
 

@@ -75,6 +75,16 @@ _ANON, _LARGE = 1 << 12, 3 << 15
 """Bits of pagemap and of kpageflags: an anonymous page; the head or a tail of a folio."""
 
 
+def daemons() -> list[str]:
+    """The kernel's threads that change programs' memory: khugepaged."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if read(path).strip() == "khugepaged":
+                found.append(path.split("/")[2])
+    return found
+
+
 def small_pages(pids: list[int]) -> int:
     """How many anonymous pages these processes map that are folios of their own."""
     flags = array("Q")
@@ -116,7 +126,7 @@ class Run:
     def pids(self) -> list[int]:
         """The program's processes; the first is the command's own."""
         found: list[int] = []
-        for task in read(self._followed).split():
+        for task in sorted({*read(self._followed).split()} - {*daemons()}, key=int):
             with contextlib.suppress(OSError):
                 match = re.search(r"^Tgid:\s+(\d+)", read(f"/proc/{task}/status"), re.M)
                 if match and int(match[1]) not in found:
@@ -170,6 +180,26 @@ class Run:
         while b"rdb_bgsave_in_progress:1" in redis.ask("info", "persistence"):
             time.sleep(0.2)
         self.mark("saved")
+
+    def work_bloat(self) -> None:
+        """Insert values of 4 kB, delete most, have what is free given back, insert values of 2 MB, and
+        ask for memory; khugepaged has time to come to rest before each mark."""
+        redis, settle = Redis(self.program["socket"]), self.program["settle"]
+        steps = (
+            ("4 kB values", ("eval", _INSERT, "0")),
+            ("80 % deleted", ("eval", _DELETE, "0")),
+            ("purged", ("memory", "purge")),
+            ("2 MB values", ("eval", _INSERT_LARGE, "0")),
+        )
+        for name, words in steps:
+            redis.ask(*words)
+            time.sleep(settle)
+            self.mark(name)
+        time.sleep(settle)
+        for _ in range(8):
+            write("/proc/sys/vm/drop_caches", "2")
+        time.sleep(settle)
+        self.mark(self.program["pressure"])
 
     def work_prefork(self) -> None:
         """Ask the workers."""
@@ -228,6 +258,20 @@ _FORGET = """
 for n = 0, 23999 do
   if math.floor(n / 200) % 2 == 0 then redis.call('del', 'key:' .. n) end
 end
+"""
+_INSERT = """
+local value = string.rep('v', 4096)
+for n = 0, 7999 do redis.call('set', 'small:' .. n, value) end
+"""
+_DELETE = """
+math.randomseed(1)
+for n = 0, 7999 do
+  if math.random(100) <= 80 then redis.call('del', 'small:' .. n) end
+end
+"""
+_INSERT_LARGE = """
+local value = string.rep('w', 2 * 1024 * 1024)
+for n = 0, 15 do redis.call('set', 'large:' .. n, value) end
 """
 _CHANGE = """
 for n = 200, 23999, 8 do
@@ -326,7 +370,7 @@ def watched(program: Document) -> Iterator[Started]:
         for name, value in settings.items():
             write(f"{OURS}/{name}", value)
         started = Started(program, [])
-        write(f"{OURS}/set_event_pid", str(started.pid))
+        write(f"{OURS}/set_event_pid", " ".join((str(started.pid), *daemons())))
         write(f"{OURS}/events/kmem/rss_stat/enable", "1")
         yield started
     finally:
@@ -398,6 +442,7 @@ def run_recorded(spec: Document) -> list[Document]:
     """Record it once, with huge pages off for it."""
     program = spec["program"]
     recorder = [sys.executable, "-S", spec["recorder"], "--quiet", "--buffer", "65536"]
+    recorder += program.get("record", [])
     started = Started(program, [*recorder, "-o", spec["recording"], "--"])
     return perform(program, started, f"{TRACING}/instances/mthp-*/set_event_pid")
 
@@ -420,6 +465,7 @@ def main() -> None:
     huge_pages_off(1)
     with contextlib.suppress(OSError):
         os.mkdir("/tmp", 0o1777)
+    asleep = read(f"{THP}/khugepaged/scan_sleep_millisecs")
     for path, value in spec["files"].items():
         with contextlib.suppress(FileNotFoundError):
             write(path, value)
@@ -440,11 +486,12 @@ def main() -> None:
             with watched(spec["program"]) as started:
                 marks = perform(spec["program"], started, f"{OURS}/set_event_pid")
                 lost = drained(out)
-        if read(f"{THP}/khugepaged/pages_collapsed") != collapsed:
+        if not spec["khugepaged"] and read(f"{THP}/khugepaged/pages_collapsed") != collapsed:
             raise RuntimeError("khugepaged collapsed something meanwhile")
         result.append({"marks": marks, "lost": lost, "file": out, "parts": in_parts(out)})
     for path in glob.glob(f"{THP}/hugepages-*/enabled"):
         write(path, "never")  # for what hands the files over
+    write(f"{THP}/khugepaged/scan_sleep_millisecs", asleep)
     with open(f"{spec['out']}.json", "w", encoding="utf-8") as file:
         json.dump(result, file)
 

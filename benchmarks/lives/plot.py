@@ -10,7 +10,13 @@ from benchmarks.lives.seen import Life, Seen
 from mthp.words.units import human_bytes
 
 DRAWN = {"none": "#57606a", "64kB": "#0969da", "2MB": "#bc4c00"}
-"""The settings that are drawn, and their colours."""
+ASKED = {
+    "none": "#57606a",
+    "2MB": "#0969da",
+    "2MB, khugepaged": "#bc4c00",
+    "2MB, khugepaged, max_ptes_none 0": "#1a7f37",
+}
+"""The settings that are drawn, and their colours; of a program of which memory is asked for, others."""
 LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT = 84, 830, 92, 340, 860, 420
 STYLE = """
 svg{font:14px system-ui,sans-serif}.paper{fill:#fff}text{fill:#1f2328}.big{font-size:19px;font-weight:bold}
@@ -21,7 +27,8 @@ svg{font:14px system-ui,sans-serif}.paper{fill:#fff}text{fill:#1f2328}.big{font-
 
 def picture_of(seen: Seen) -> str:
     """The picture as SVG. Time runs from mark to mark: lives last differently long, and marks do not."""
-    lives = {title: life for title, (life, *_) in seen.predicted.items() if title in DRAWN}
+    colours = ASKED if seen.asked else DRAWN
+    lives = {title: life for title, (life, *_) in seen.predicted.items() if title in colours}
     drawn = [each for title in lives for each in (lives[title], seen.real[title][0])]
     most = max(pages for life in drawn for _, pages in life.curve)
     most = max(most, *(mark.frames for life in drawn for mark in life.marks))
@@ -47,14 +54,17 @@ def picture_of(seen: Seen) -> str:
         parts.append(f'<text x="{LEFT - 8}" y="{y + 5}" text-anchor="end">{size}</text>')
     marks = next(iter(lives.values())).marks
     parts += _names([mark.name for mark in marks])
-    for k, (name, life) in enumerate(lives.items()):
+    x = LEFT
+    for name, life in lives.items():
         for kind, each in (("real", seen.real[name][0]), ("said", life)):
             path = " ".join(f"{x},{y}" for x, y in _line(each, top))
-            parts.append(f'<polyline class="{kind}" stroke="{DRAWN[name]}" points="{path}"/>')
-            parts += _frames(each, kind, DRAWN[name], top)
-        x = LEFT + 150 * k
-        parts.append(f'<text x="{x}" y="80" style="fill:{DRAWN[name]}">{name} always</text>')
-    return "\n".join((*parts, "</svg>", "")).replace("none always", "every size off")
+            parts.append(f'<polyline class="{kind}" stroke="{colours[name]}" points="{path}"/>')
+            parts += _frames(each, kind, colours[name], top)
+        size, *others = name.split(", ")
+        label = ", ".join((f"{size} always", *others)) if size != "none" else "every size off"
+        parts.append(f'<text x="{x}" y="80" style="fill:{colours[name]}">{label}</text>')
+        x += 20 + 8 * len(label) if seen.asked else 150
+    return "\n".join((*parts, "</svg>", ""))
 
 
 def _names(names: list[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lives.seen import BLOAT, PRESSURE, SETTINGS, Under
 from mthp.lab.vm.files import HOST
 
 SOURCES = Path(__file__).parent / "sources"
@@ -40,7 +41,7 @@ class Program:
     guest.py does to it. more: of what guest.py is told. trees: files and folders that come along -> names
     left out. tools: other programs that do. texts: path -> what a file there says. build: makes its files in
     a folder. memory: the guest's, in MiB. recordings: how often it is recorded, more than once where it does
-    not do the same each time."""
+    not do the same each time. settings: what it is run under."""
 
     name: str
     title: str
@@ -53,6 +54,7 @@ class Program:
     build: Callable[[Path], None] | None = None
     memory: int = 1024
     recordings: int = 1
+    settings: Mapping[str, Under] = field(default_factory=lambda: SETTINGS)
 
     def told(self) -> dict[str, Any]:
         """What the guest is told of it."""
@@ -97,13 +99,20 @@ def _java(name: str, title: str, *words: str, marks: int, recordings: int = 1) -
     )
 
 
-def _redis(name: str, title: str, **more: Any) -> Program:
+def _redis(
+    name: str,
+    title: str,
+    work: str = "redis",
+    settings: Mapping[str, Under] = SETTINGS,
+    **more: Any,
+) -> Program:
     words = (
         *("redis-server", "--port", "0", "--unixsocket", SOCKET, "--save", "", "--dir", GUEST),
         *("--disable-thp", "no", "--enable-debug-command", "yes", "--rdbcompression", "no"),
     )
     remove = [SOCKET, f"{GUEST}/dump.rdb"]
-    return Program(name, title, words, "redis", {"socket": SOCKET, "remove": remove, **more})
+    told = {"socket": SOCKET, "remove": remove, **more}
+    return Program(name, title, words, work, told, settings=settings)
 
 
 def _churn(name: str, title: str, library: str) -> Program:
@@ -166,6 +175,7 @@ def _postgres() -> Program:
 
 
 _PYTHON = str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
+_NO_CLOCK = {"MALLOC_CONF": "background_thread:false,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
 _HASH = {"PYTHONHASHSEED": "0"}
 
 PROGRAMS = {
@@ -175,7 +185,17 @@ PROGRAMS = {
         _redis(
             "redis-steady",
             "Redis, the same, jemalloc without its clock",
-            environment={"MALLOC_CONF": "background_thread:false,dirty_decay_ms:-1,muzzy_decay_ms:-1"},
+            environment=_NO_CLOCK,
+        ),
+        _redis(
+            "hawkeye",
+            "Redis, HawkEye's case",
+            "bloat",
+            BLOAT,
+            environment=_NO_CLOCK,
+            settle=2.0,
+            pressure=PRESSURE,
+            record=["--zero", "1"],
         ),
         _java(
             *("g1", "JVM, G1", "-XX:+UseG1GC", "-Xms24m", "-Xmx128m", "Heap"),

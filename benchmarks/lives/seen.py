@@ -6,8 +6,9 @@ setting.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,54 @@ from numpy.typing import NDArray
 
 from mthp.image.recording import Recording, load_recording
 from mthp.life.recorded_life import without_huge_pages
-from mthp.life.recorded_replay import RecordedReplay
+from mthp.life.recorded_replay import NOTHING, Meanwhile, RecordedReplay
+from mthp.words.profiles import profile_for_release
 from mthp.words.settings import Settings, parse_enabled_flag
 
+
+@dataclass(frozen=True)
+class Under:
+    """What a program is run under. enabled: sizes. limit: max_ptes_none. khugepaged: it is awake, at PACE."""
+
+    enabled: str
+    limit: int = 511
+    khugepaged: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that are predicted and set."""
+        settings = without_huge_pages(Settings()).with_enabled(parse_enabled_flag(self.enabled))
+        return settings.replace(max_ptes_none=self.limit, **PACE)
+
+
+PACE = {"pages_to_scan": 1 << 20, "scan_sleep_millisecs": 500}
 SETTINGS = {
-    "none": "all=never",
-    "16kB": "16kB=always",
-    "64kB": "64kB=always",
-    "16kB and 64kB": "16kB=always,64kB=always",
-    "2MB": "2MB=always",
-    "every size": "all=always",
+    "none": Under("all=never"),
+    "16kB": Under("16kB=always"),
+    "64kB": Under("64kB=always"),
+    "16kB and 64kB": Under("16kB=always,64kB=always"),
+    "2MB": Under("2MB=always"),
+    "every size": Under("all=always"),
 }
-"""What is run: title -> sizes."""
+"""What most programs are run under, by title: faults alone make large folios."""
+BLOAT = {
+    "none": Under("all=never"),
+    "64kB": Under("64kB=always"),
+    "2MB": Under("2MB=always"),
+    "2MB, max_ptes_none 64": Under("2MB=always", 64),
+    "2MB, max_ptes_none 0": Under("2MB=always", 0),
+    "every size": Under("all=always"),
+    "64kB, khugepaged": Under("64kB=always", 511, True),
+    "2MB, khugepaged": Under("2MB=always", 511, True),
+    "2MB, khugepaged, max_ptes_none 64": Under("2MB=always", 64, True),
+    "2MB, khugepaged, max_ptes_none 0": Under("2MB=always", 0, True),
+    "every size, khugepaged": Under("all=always", 511, True),
+}
+"""What a program is run under of which memory is asked for at the end."""
+PRESSURE = "memory asked for"
+"""The mark before which shrinkers are asked for all that they can give."""
 COLUMNS = 300
 """Of a curve between its beginning and its last mark."""
-
-
-def settings_of(enabled: str) -> Settings:
-    """The settings that are predicted and set."""
-    return without_huge_pages(Settings()).with_enabled(parse_enabled_flag(enabled))
 
 
 Curve = list[tuple[float, int]]
@@ -91,6 +121,11 @@ class Seen:
     real: dict[str, list[Life]]
 
     @property
+    def asked(self) -> bool:
+        """Whether shrinkers were asked before the last mark."""
+        return self.recorded[0][-1].name == PRESSURE
+
+    @property
     def kernel(self) -> str:
         """What they ran on."""
         return self.recordings[0].kernel
@@ -142,7 +177,7 @@ def read_seen(folder: Path, name: str) -> Seen:
     }
     lived = {
         title: [
-            predicted(recording, settings_of(SETTINGS[title]), marks)
+            predicted(recording, (SETTINGS | BLOAT)[title], marks)
             for recording, marks in zip(recordings, recorded, strict=True)
         ]
         for title in real
@@ -150,25 +185,44 @@ def read_seen(folder: Path, name: str) -> Seen:
     return Seen(document["title"], recordings, recorded, lived, real)
 
 
-def predicted(recording: Recording, settings: Settings, recorded: tuple[AtMark, ...]) -> Life:
+def predicted(recording: Recording, under: Under, recorded: tuple[AtMark, ...]) -> Life:
     """The recorded life under settings, from mark to mark of the recorded run."""
-    replay = RecordedReplay(recording, settings)
-    times = [mark.time for mark in recorded]
+    asked = recorded[-1].name == PRESSURE
+    meanwhile = NOTHING
+    if asked or under.khugepaged:
+        profile = profile_for_release(recording.kernel)
+        meanwhile = Meanwhile(profile, scans=under.khugepaged)
+    before: list[AtMark] = []
+    if asked:  # shrinkers come between two marks, and perhaps no event does
+        *others, last = recorded
+        _, before = _replayed(recording, under, meanwhile, others)
+        when = (others[-1].time + last.time) // 2
+        meanwhile = replace(meanwhile, pressure=(when,))
+    replay, found = _replayed(recording, under, meanwhile, recorded[len(before) :])
+    points = np.array(replay.points, np.int64).reshape(-1, 4)
+    curve = thinned(points[:, 0], points[:, 1], recorded)
+    return Life(int(points[:, 1].max()), (*before, *found), curve)
+
+
+def _replayed(
+    recording: Recording, under: Under, meanwhile: Meanwhile, marks: Sequence[AtMark]
+) -> tuple[RecordedReplay, list[AtMark]]:
+    """A replay up to the last of these marks, and what was there at each."""
+    replay = RecordedReplay(recording, under.settings, meanwhile)
+    times = [mark.time for mark in marks]
     moments = np.searchsorted(recording.time, times, side="right").tolist()
     found: list[AtMark] = []
 
     def look(event: int) -> None:
         pages = replay.pages
         while len(found) < len(moments) and moments[len(found)] == event:
-            mark = recorded[len(found)]
+            mark = marks[len(found)]
             there = {order: count for order, count in pages.huge.items() if count}
             brought = {order: count for order, count in pages.work.brought.items() if order}
             found.append(AtMark(mark.name, mark.time, pages.rss, there, brought))
 
-    replay.run((moments[-1], 0), stops=moments, watch=look)
-    points = np.array(replay.points, np.int64).reshape(-1, 4)
-    curve = thinned(points[:, 0], points[:, 1], recorded)
-    return Life(int(points[:, 1].max()), tuple(found), curve)
+    replay.run((moments[-1], sys.maxsize), stops=moments, watch=look)
+    return replay, found
 
 
 def thinned(time: NDArray[np.int64], pages: NDArray[np.int64], marks: tuple[AtMark, ...]) -> Curve:

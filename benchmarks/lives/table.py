@@ -62,6 +62,24 @@ def _off(percent: float) -> str:
     return f"{percent:+.2f} %" if percent else "0"
 
 
+ASKED = (
+    "| sizes always | purged: mapped | real | frames | real | 2 MB values: frames | real "
+    "| memory asked for: frames | real |",
+    "|---|---:|---|---:|---|---:|---|---:|---|",
+)
+
+
+def asked_of(seen: Seen) -> Iterator[str]:
+    """The rows of a program of which memory is asked for: what was there at its last three marks."""
+    for title, predicted in seen.predicted.items():
+        cells = [title]
+        for mark, mapped in ((-3, True), (-3, False), (-2, False), (-1, False)):
+            for lives in (predicted, seen.real[title]):
+                marks = [life.marks[mark] for life in lives]
+                cells.append(_span([each.rss if mapped else each.frames for each in marks]))
+        yield f"| {' | '.join(cells)} |"
+
+
 MARKS = (
     "| program | sizes always | mark | mapped: predicted | real | frames: predicted | real |",
     "|---|---|---|---:|---|---:|---|",

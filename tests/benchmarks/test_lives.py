@@ -10,9 +10,11 @@ import pytest
 from benchmarks.lives import __main__ as lives
 from benchmarks.lives.plot import picture_of
 from benchmarks.lives.programs import PROGRAMS
-from benchmarks.lives.seen import AtMark, Seen, read_seen, thinned
-from benchmarks.lives.table import folios_off_by, marks_of, off_by, table_of
+from benchmarks.lives.seen import PRESSURE, AtMark, Seen, Under, read_seen, thinned
+from benchmarks.lives.seen import predicted as life_under
+from benchmarks.lives.table import asked_of, folios_off_by, marks_of, off_by, table_of
 
+from mthp.image.recording import load_recording
 from mthp.lab.kernels.kernels import find
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,7 +56,7 @@ def test_programs_are_as_predicted(name: str) -> None:
     seen = read_seen(KEPT, name)
     assert seen.title == PROGRAMS[Path(name).name].title
     held(seen, OWN_MIND.get(name, 0))
-    assert all(row in PAGE for row in table_of(seen))
+    assert all(row in PAGE for row in (asked_of(seen) if seen.asked else table_of(seen)))
     rows = [row for row in PAGE.splitlines() if row.startswith(f"| {seen.title} | ")]
     known = {*table_of(seen), *marks_of(seen)}
     assert all(row in known for row in rows)
@@ -92,6 +94,21 @@ def test_a_curve_keeps_its_peak_and_its_end() -> None:
     assert max(height for _, height in curve) == 77
     assert curve[-1] == (2.0, 9) and len(curve) < 1_300
     assert [at for at, _ in curve] == sorted(at for at, _ in curve)
+
+
+def test_shrinkers_are_asked_between_the_last_two_marks() -> None:
+    recording = load_recording(ROOT / "docs/examples/life/zeroes.npz")
+    before, after = (
+        AtMark("all", 3_899_900_000, 0, {}, {}),
+        AtMark(PRESSURE, 3_900_100_000, 0, {}, {}),
+    )
+    under = Under("2MB=always", 409)
+    first, last = life_under(recording, under, (before, after)).marks
+    assert (first.folios[9], last.folios[9]) == (31, 11)
+    assert first.frames - last.frames == 20 * 512 - 16
+    assert (
+        life_under(recording, Under("2MB=always"), (before, after)).marks[1].frames == first.frames
+    )
 
 
 @pytest.mark.lab
