@@ -6,7 +6,7 @@ from __future__ import annotations
 from mthp.mm.folio import lru_add_drain
 from mthp.mm.fork import dup_mmap, dup_mmap_failing, exit_mm
 from mthp.mm.madvise import MADV_FREE, LockMode, do_madvise
-from mthp.mm.mmap import do_mmap, vm_munmap
+from mthp.mm.mmap import do_munmap, mmap_region, vm_munmap
 from mthp.mm.mmu import store
 from mthp.mm.mprotect import do_mprotect, task_numa_work
 from mthp.mm.mremap import do_mremap, relocate_vma_down
@@ -14,7 +14,7 @@ from mthp.mm.page_flags import PG_LOCKED
 from mthp.mm.pgtable import pmd_ptr
 from mthp.mm.reports import StoredTo
 from mthp.mm.task_mmu import clear_refs_write
-from mthp.mm.vm_flags import VM_DEFAULT, VM_NORESERVE, VM_READ, VM_STACK_INCOMPLETE
+from mthp.mm.vm_flags import VM_DEFAULT, VM_NORESERVE, VM_READ, VM_SOFTDIRTY, VM_STACK_INCOMPLETE
 from mthp.mm.vmscan import shrink_folio
 from mthp.races.cast.faults import add_child, zap
 from mthp.races.cast.rival import (
@@ -52,15 +52,24 @@ def _store_and_rest(stage: Stage, address: int, value: int) -> None:
     lru_add_drain(stage.kernel.mem, stage.kernel.this_cpu)
 
 
+def _map_over(stage: Stage, start: int, vm_flags: int, file: str | None = None) -> None:
+    """As do_mmap(), with an anon_vma from the start: anon_vma_prepare() would give it one in no step, while
+    others look whether it has one."""
+    mm = stage.mm
+    with mm.mmap_write_lock():
+        do_munmap(mm, start, stage.stop)
+        mm.link_anon_vma(mmap_region(mm, start, stage.stop, vm_flags, file))
+
+
 def _map_again(stage: Stage, start: int) -> None:
     """What the mapping has from start on becomes another mapping's, which is stored to."""
-    do_mmap(stage.mm, start, stage.stop, VM_DEFAULT | VM_NORESERVE)
+    _map_over(stage, start, VM_DEFAULT | VM_NORESERVE | VM_SOFTDIRTY)
     _store_and_rest(stage, max(start, stage.window), 220)
 
 
 def _map_file(stage: Stage) -> None:
     mm, kernel = stage.mm, stage.kernel
-    do_mmap(mm, stage.start, stage.stop, VM_DEFAULT, FILE)
+    _map_over(stage, stage.start, VM_DEFAULT | VM_SOFTDIRTY, FILE)
     for address in range(stage.start, stage.stop, mm.geometry.page_size):
         kernel.report(StoredTo(mm, address, kernel.files[FILE], kernel.machine.current.name))
     _store_and_rest(stage, stage.window, 210)
