@@ -139,7 +139,7 @@ def piece(seed: int, numbers: range) -> tuple[Counter[str], list[str]]:
 def recorded() -> tuple[Counter[str], list[str]]:
     """Every state that was recorded, as it was and under settings that are drawn."""
     said, found = Counter[str](), list[str]()
-    for path in sorted(DATA.glob("*.jsonl.xz")):
+    for path in sorted(DATA.glob("l[ai][bn]*.jsonl.xz")):
         rnd = Random(path.name)
         for k, scenario in enumerate(load(path)):
             tried = [scenario.settings]

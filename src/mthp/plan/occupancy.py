@@ -18,13 +18,22 @@ from mthp.image.runs import SPECIAL_SWAP_TYPE
 from mthp.image.snapshot import Kpf, Pte
 from mthp.image.sparse import picked
 from mthp.mm.pgtable_types import DIRTY, YOUNG
+from mthp.mm.swap_table import swp_offset, swp_type
 from mthp.mm.vm_flags import VM_DROPPABLE, VM_LOCKED, VM_UFFD_MISSING, VM_UFFD_RWP, VM_UFFD_WP
 from mthp.plan.bulk import PackedPages
 from mthp.plan.packed import Bools, Counts, Words, ladder, pack
 from mthp.predict.records import PartlyMapped
 from mthp.words.profiles import Lazyfree, Profile
 from mthp.words.units import Geometry
-from mthp.worlds.arrays import ImageProcess, ImageVma, TableArrays, painted, span, spans
+from mthp.worlds.arrays import (
+    ImageCached,
+    ImageProcess,
+    ImageVma,
+    TableArrays,
+    painted,
+    span,
+    spans,
+)
 
 _Entries = NDArray[np.uint8]
 """(n, PTRS) a byte for each PTE of n tables. _FOLIO: none of these bits where it maps no page, else 1 + the
@@ -43,7 +52,8 @@ _LOOKED_AT = _NEEDED | np.uint64(
 _WANTED = np.uint64(1 << Kpf.ANON | 1 << Kpf.LRU)
 _OF_A_SCAN = _WANTED | np.uint64(1 << Kpf.LOCKED)
 _ODD_ENTRY = ~np.uint16(Pte.PRESENT | Pte.ZERO | Pte.SOFT_DIRTY | Pte.EXCLUSIVE)
-_SWAP_TYPES = np.uint64(31)
+_SWAP_TYPE_BITS = 5
+_SWAP_TYPES = np.uint64((1 << _SWAP_TYPE_BITS) - 1)
 """The bits of the type of a swap entry. Kernel: fs/proc/task_mmu.c, pte_to_pagemap_entry()."""
 
 
@@ -329,16 +339,20 @@ def _large_in_place(tables: TableArrays, pages: _Entries, geometry: Geometry) ->
 
 
 def entangled(
-    processes: Sequence[ImageProcess], geometry: Geometry, *, outside: bool = False
+    processes: Sequence[ImageProcess],
+    geometry: Geometry,
+    cached: Sequence[ImageCached] = (),
+    *,
+    outside: bool = False,
 ) -> list[Bools]:
     """Of each process, the tables that hang together with others: by swap entries that are not in slots of
     their own, by a large folio that is mapped more than once or in several windows, or by a small page of
     which one of several mappings says that it is pinned or the like. An image's processes come together.
-    (Else a small page's mapcount says all there is to say of those who share it.) outside: others may name
-    any slot.
+    (Else a small page's mapcount says all there is to say of those who share it.) cached: folios in the swap
+    cache, which have their slots too. outside: others may name any slot.
     """
     found = []
-    named = _named_again(processes)
+    named = np.concatenate([_named_again(processes), _slots_of(cached)])
     heads, places = [np.zeros(0, np.uint64)], [np.zeros((3, 0), np.int64)]
     for number, process in enumerate(processes):
         tables = process.tables
@@ -378,11 +392,21 @@ def _named_again(processes: Sequence[ImageProcess]) -> NDArray[np.uint64]:
     return found
 
 
+def _slots_of(cached: Sequence[ImageCached]) -> NDArray[np.uint64]:
+    """The swap entries, as captured, of folios in the swap cache."""
+    slots = (
+        entry for each in cached for entry in range(each.entry, each.entry + (1 << each.order))
+    )
+    found = [swp_type(entry) | (swp_offset(entry) or 0) << _SWAP_TYPE_BITS for entry in slots]
+    return np.array(found, np.uint64)
+
+
 def _in_slots_of_their_own(
     tables: TableArrays, row: NDArray[np.intp], column: NDArray[np.intp], named: NDArray[np.uint64]
 ) -> Bools:
     """Of some swap entries, whether nothing else is in their slot, in a device, as far as is known. An entry
-    without an offset is in one of its own (see worlds/build.py). named: as _named_again() has it."""
+    without an offset is in one of its own (see worlds/build.py). named: entries, as captured, in whose slots
+    something is."""
     pte, slots = tables.pte[row, column], picked(tables, "pfn", row, column)
     found: Bools = pte & ~np.uint16(Pte.SOFT_DIRTY) == Pte.SWAPPED | Pte.EXCLUSIVE
     found &= slots & _SWAP_TYPES < SPECIAL_SWAP_TYPE

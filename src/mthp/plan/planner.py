@@ -128,7 +128,7 @@ class Planner:
         self.profile = profile
         self.geometry = settings.geometry
         outside = bool(arrays.outside)
-        self.tied = entangled(self.processes, self.geometry, outside=outside)
+        self.tied = entangled(self.processes, self.geometry, arrays.swap_cache, outside=outside)
         again = mapped_again(self.processes)
         self.plain: list[list[Runs]] = []
         self.together: list[Runs] = []

@@ -549,12 +549,12 @@ class _Builder:
             swap.users[entry] += users
         firsts = firsts_of_cached(self.cached, self.shared_slots)
         for each in self.image.swap_cache:
-            folio = (
-                unmapped_folio(self.kernel, each, self.named)
-                if each.pfn is None
-                else Folio(Pfn(self.heads[each.pfn]))
-            )
-            firsts[folio] = each.entry
+            if each.pfn is None:
+                unmapped = unmapped_folio(self.kernel, each, self.named)
+                if unmapped is not None:
+                    firsts[unmapped] = each.entry
+            elif each.pfn in self.heads:
+                firsts[Folio(Pfn(self.heads[each.pfn]))] = each.entry
         for folio, first in firsts.items():
             nr = self.mem.folio_nr_pages(folio)
             if first is None:

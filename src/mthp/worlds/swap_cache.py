@@ -43,16 +43,19 @@ def firsts_of_cached(
 
 def unmapped_folio(
     kernel: Kernel, cached: ImageCached, named: Mapping[int, tuple[Mm, int]]
-) -> Folio:
+) -> Folio | None:
     """Make a folio that nobody maps: anonymous memory of where an entry names a slot of it, as it is there.
 
-    named: slot -> the mm and the address of an entry that names it.
+    named: slot -> the mm and the address of an entry that names it. None where no entry does, as in a world
+    of some of an image's tables: nothing there can come upon it.
     """
     nr = 1 << cached.order
     slots = range(cached.entry, cached.entry + nr)
-    page, (mm, address) = next(
-        (page, named[slot]) for page, slot in enumerate(slots) if slot in named
-    )
+    naming = ((page, named[slot]) for page, slot in enumerate(slots) if slot in named)
+    found = next(naming, None)
+    if found is None:
+        return None
+    page, (mm, address) = found
     vma = mm.find_vma(address)
     assert vma is not None
     flags = pg.PG_UPTODATE
