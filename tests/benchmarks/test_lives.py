@@ -63,6 +63,17 @@ def test_programs_are_as_predicted(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_every_mark_of_hawkeyes_case_is_as_predicted() -> None:
+    seen = read_seen(KEPT, "hawkeye")
+    worst = 0.0
+    for title, (life,) in seen.predicted.items():
+        for mark, *real in zip(life.marks, *(each.marks for each in seen.real[title]), strict=True):
+            worst = max(worst, abs(off_by([mark.rss], [each.rss for each in real])))
+            worst = max(worst, abs(off_by([mark.frames], [each.frames for each in real])))
+    assert worst < 0.6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_pictures_are_as_drawn(name: str) -> None:
     assert (
