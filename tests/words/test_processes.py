@@ -18,7 +18,8 @@ import pytest
 from mthp.words.processes import WorkerKilled, workers
 
 MAIN = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
 from mthp.words.processes import end_with_parent, workers
 import subprocess
 with workers(3) as pool:
