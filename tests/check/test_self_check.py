@@ -21,6 +21,8 @@ from mthp.races.variant import applied
 from mthp.races.world import RaceWorld
 
 PARTS = 4
+UNORDERED = ("T4:", "T7:")
+"""Mutants that take away what orders looks at a VMA's fields, which are no steps."""
 
 _ALLOC = ("mm.swap_state", "_swap_cache_alloc")
 ADDED_LATE = (
@@ -54,6 +56,11 @@ LATE = [
 """Nothing orders a store that others see later, and the PMD that shows its table, or that a walk reads."""
 
 
+def ordered() -> list[Subject]:
+    """All but those of which a search is not exhaustive, as docs/races-reference.md says."""
+    return [each for each in subjects() if not each.name.startswith(UNORDERED)]
+
+
 def looked_at(what: list[Subject], executions: int, moves: int, seed: int = 1) -> SelfCheck:
     check = SelfCheck(Random(seed))
     for each in what:
@@ -70,7 +77,7 @@ def changed(world: RaceWorld, *edits: Edit) -> Subject:
 )
 def test_worlds_and_mutants_are_as_claimed(part: int) -> None:
     some = Random(part).sample(pairs(), 15)
-    check = looked_at([*subjects()[part :: 8 * PARTS], *some], 1, 1, seed=part)
+    check = looked_at([*ordered()[part :: 8 * PARTS], *some], 1, 1, seed=part)
     assert check.defects == {}
     assert check.moves > check.executions // 3
 
@@ -78,7 +85,7 @@ def test_worlds_and_mutants_are_as_claimed(part: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_all_of_them_are(part: int) -> None:
-    assert looked_at(subjects()[part::PARTS], 10, 4, seed=100 + part).defects == {}
+    assert looked_at(ordered()[part::PARTS], 10, 4, seed=100 + part).defects == {}
 
 
 @pytest.mark.parametrize("subject", LATE, ids=lambda subject: subject.name)

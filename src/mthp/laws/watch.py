@@ -17,7 +17,7 @@ from mthp.machine.memory import Words
 from mthp.machine.step import Access
 from mthp.machine.store_buffer import Completion
 from mthp.machine.task import Endless, Task
-from mthp.mm.mm_types import Kernel, PageTable, PmdPage, TableState
+from mthp.mm.mm_types import Kernel, PageTable, PmdPage
 from mthp.words.events import CollapseHugePage, Event, ScanPmd
 from mthp.words.results import KernelBug, Rule, ScanResult
 
@@ -166,7 +166,7 @@ class Watch:
                 self._record(broken_at(Moment.AFTER_PMD, self.ghost, step))
             self.ghost.pmd_is_changed(step)
         elif isinstance(owner, PageTable):
-            if step.old == step.new or owner.state is TableState.FREED:
+            if step.old == step.new or (step.word.name, step.at) in self.ghost.freed:
                 return
             if self.kernel.machine.current.drains is None:
                 self._record(broken_at(Moment.CHANGES_PTE, self.ghost, step))
