@@ -17,7 +17,7 @@ from mthp.image.frames_as_needed import FramesAsNeeded
 from mthp.words.files import replacing
 from mthp.words.streams import say
 
-MUCH = 4 << 30
+MUCH = 1 << 30
 """Resident bytes from which on NumPy's look at struct pages saves more time than loading it takes."""
 
 
