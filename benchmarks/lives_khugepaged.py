@@ -9,12 +9,12 @@ what it has.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from mthp.image.recording import Recording, load_recording
+from benchmarks.lives.here import recorded_here
+from mthp.image.recording import Recording
 from mthp.lab.kernels.kernels import find
 from mthp.lab.session.boot import Guest, booted
 from mthp.lab.session.real_program import provide
@@ -105,24 +105,8 @@ def main() -> None:
     """Print a row for each setting and phase."""
     kernel = find(sys.argv[1] if len(sys.argv) > 1 else "7.3")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source, program, file = folder / "phases.c", folder / "phases", folder / "phases.npz"
-        source.write_text(PROGRAM.replace("SECONDS", str(PAUSE)))
-        subprocess.run(["gcc", "-O1", "-static", "-o", program, source], check=True)
-        words = (
-            sys.executable,
-            "-m",
-            "mthp",
-            "record",
-            "--quiet",
-            "-o",
-            str(file),
-            "--",
-            str(program),
-        )
-        said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-        host = [json.loads(line) for line in said.splitlines()]
-        recording = load_recording(file)
+        source = PROGRAM.replace("SECONDS", str(PAUSE))
+        program, recording, host = recorded_here(Path(name), source, "--quiet")
         recipe = Recipe("phases", Command((str(program),)))
         print(f"{'settings':20} {'phase':14} {'predicted':>10} {'kernel':>10} {'small pages':>12}")
         for title, (enabled, changes) in SETTINGS.items():

@@ -10,14 +10,14 @@ for all they can give; this host's are not asked for anything.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mthp.image.recording import Recording, load_recording
+from benchmarks.lives.here import recorded_here
+from mthp.image.recording import Recording
 from mthp.lab.kernels.kernels import CachedKernel, find
 from mthp.lab.session.boot import Guest, booted
 from mthp.lab.session.real_program import provide
@@ -134,25 +134,8 @@ def main() -> None:
     """Print a row for each setting and phase."""
     kernel = find(sys.argv[1] if len(sys.argv) > 1 else "7.3")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source, program, file = folder / "clears.c", folder / "clears", folder / "clears.npz"
-        source.write_text(PROGRAM.replace("SECONDS", str(PAUSE)))
-        subprocess.run(["gcc", "-O1", "-static", "-o", program, source], check=True)
-        words = (
-            sys.executable,
-            "-m",
-            "mthp",
-            "record",
-            "--zero",
-            str(LOOKS),
-            "-o",
-            str(file),
-            "--",
-        )
-        done = subprocess.run([*words, program], check=True, capture_output=True, text=True)
-        print(done.stderr)
-        host = [json.loads(line) for line in done.stdout.splitlines()]
-        recording = load_recording(file)
+        source = PROGRAM.replace("SECONDS", str(PAUSE))
+        program, recording, host = recorded_here(Path(name), source, "--zero", str(LOOKS))
         print(
             "| sizes, max_ptes_none | when | RssAnon before: predicted | kernel | after: nobody looked "
             "| predicted | kernel | split: predicted | kernel | looks up to |"
