@@ -194,3 +194,15 @@ def test_what_a_frame_is_to_the_one_before(of: list[tuple[int, int]], data: st.D
         for pfn, before, here in zip(pfns, [0, *pfns], there, strict=False)
     ]
     assert list(runs_of(pfns, there)) == expected
+
+
+def test_without_address_space_each_batch_is_looked_up_by_itself(tmp_path: Path) -> None:
+    """The frames are those of more memory than a process has addresses for."""
+    (tmp_path / "flags").write_bytes(b"")
+    file = os.open(tmp_path / "flags", os.O_RDONLY)
+    many = range(1 << 50, (1 << 50) + 8192)
+    assert (
+        FramesAtOnce(file, None, TINY).ahead([bytearray(array("Q", (k | 1 << 63 for k in many)))])
+        is None
+    )
+    os.close(file)

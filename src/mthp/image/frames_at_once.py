@@ -78,7 +78,10 @@ class FramesAtOnce(Frames):
             there[(each >> _SHIFT) - first] = True
         if 8 * NEAR * int(np.count_nonzero(there)) > _MOST_BYTES:
             return None
-        known = KnownFlags(self.flags, NEAR * (first + blocks))
+        try:
+            known = KnownFlags(self.flags, NEAR * (first + blocks))
+        except OSError:  # no address space is left, or none is lent (vm.overcommit_memory 2)
+            return None
         borders = np.diff(there.view(np.int8), prepend=np.int8(0), append=np.int8(0)).nonzero()[0]
         ends = iter((NEAR * (borders + first)).tolist())
         for start, end in zip(ends, ends, strict=True):
