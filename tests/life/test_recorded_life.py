@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from mthp.cli import main
 from mthp.image.recording import load_recording, read_recording
-from mthp.life.recorded_life import live, lived, sweep_life
+from mthp.life.recorded_life import held_against, live, lived, sweep_life
 from mthp.report.life import fault_time
 from mthp.words.costs import Cost, CostTable
 from mthp.words.settings import Settings, parse_enabled_flag
@@ -274,3 +276,23 @@ def test_the_peak_is_of_what_folios_take() -> None:
     answer = live(program.recording(), OFF)
     assert (answer.peak.frames, answer.peak.rss) == (104, 104)
     assert sum(mapping.rss for mapping in answer.mappings) == 104
+
+
+@pytest.mark.parametrize(("said", "off"), [(1, -1), (2, 0), (3, 0), (4, 0), (5, 1)])
+def test_a_sample_may_lie_before_the_page_of_the_last_fault_is_there(said: int, off: int) -> None:
+    """It was read at the moment of the third of six faults: two to four pages are there then."""
+    program = RecordedProgram()
+    program.mmap(0, 10)
+    program.write(0, 6)
+    recording = program.recording()
+    third = recording.time[-4:-3]
+    sampled = replace(
+        recording,
+        sample_time=third.astype(np.uint64),
+        sample_until=third.astype(np.uint64),
+        sample_process=np.zeros(1, np.uint32),
+        sample_anon=np.array([said], np.uint64),
+        sample_swap=np.zeros(1, np.uint64),
+    )
+    held = held_against(sampled, OFF)
+    assert (held.samples, held.worst) == (1, off)

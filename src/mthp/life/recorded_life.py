@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from mthp.words.settings import Enabled, Settings
 
 MOST_SITES = 10
 MOST_OF_A_COMMAND = 100
+MOST_PENDING: Final = 8
+MOST_DURING_A_SAMPLE: Final = 64
+"""A sample of /proc during which more events come is not compared."""
 
 
 def without_huge_pages(settings: Settings) -> Settings:
@@ -41,11 +45,20 @@ def held_against(recording: Recording, settings: Settings) -> HeldAgainst:
         np.searchsorted(recording.time, times.astype(np.int64), side="right").tolist()
         for times in (recording.sample_time, recording.sample_until)
     )
+    pending = min(max(len(recording.task_pid), 1), MOST_PENDING)
+
+    def around(one: int, other: int) -> range:
+        """The events between which a sample lies: a fault is noted before its page is there, and a call may
+        have done what it does before it returns. Of one that took long there are too many: none."""
+        if other - one > MOST_DURING_A_SAMPLE:
+            return range(0)
+        return range(max(one - pending, 0), other + 2)
+
     had: dict[tuple[int, int], int] = {}
     asked: dict[int, set[int]] = {}
     process = recording.sample_process.tolist()
     for one, other, index in zip(began, ended, process, strict=True):
-        for event in _around(one, other):
+        for event in around(one, other):
             asked.setdefault(event, set()).add(index)
 
     def watch(event: int) -> None:
@@ -58,8 +71,9 @@ def held_against(recording: Recording, settings: Settings) -> HeldAgainst:
     differences = []
     said = recording.sample_anon.tolist()
     for one, other, index, anon in zip(began, ended, process, said, strict=True):
-        seen = [had[event, index] for event in _around(one, other) if (event, index) in had]
-        if len(seen) == 3:
+        events = around(one, other)
+        seen = [had[event, index] for event in events if (event, index) in had]
+        if events and len(seen) == len(events):
             low, high = min(seen), max(seen)
             differences.append((anon - high if anon > high else min(anon - low, 0), anon))
     worst, at = max(differences, key=lambda each: abs(each[0]), default=(0, 0))
@@ -70,11 +84,6 @@ def _in_short(command: tuple[str, ...]) -> str:
     """A command in a line."""
     text = " ".join(" ".join(command).split())
     return text if len(text) <= MOST_OF_A_COMMAND else f"{text[: MOST_OF_A_COMMAND - 1]}…"
-
-
-def _around(one: int, other: int) -> tuple[int, int, int]:
-    """The events between which a sample lies: a call may have done what it does before it returns."""
-    return one, other, other + 1
 
 
 def _name(recording: Recording, index: int) -> str:
